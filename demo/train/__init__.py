@@ -1,0 +1,1 @@
+"""How the demo policy and its bags were made; needs the extra ``libero``."""

@@ -1,0 +1,1 @@
+"""``qvla <verb>``: one verb, one file."""

@@ -1,0 +1,136 @@
+"""``qvla rollout``: closed-loop success of a policy in the LIBERO simulation."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qvla_ros.cli.progress import Progress
+from qvla_ros.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from qvla_ros.evaluate.rollout_record import PairedComparison, RolloutRecord
+    from qvla_ros.evaluate.success_statistics import SuccessRate
+
+HELP = "run a policy in the LIBERO simulation: success rates with intervals, paired comparison"
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Declare the verb."""
+    add_arguments(subparsers.add_parser("rollout", help=HELP, description=HELP))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument("--suite", default="libero_spatial", help="LIBERO suite")
+    parser.add_argument(
+        "--tasks", type=_indices, required=True, metavar="I,J,...", help="indices of tasks"
+    )
+    parser.add_argument(
+        "--episodes", type=int, default=50, help="official initial states 0 to N-1 of each task"
+    )
+    parser.add_argument(
+        "--policy", type=Path, required=True, help="packed checkpoint or float model folder"
+    )
+    parser.add_argument("--unnorm-key", help="statistics that a float model uses")
+    parser.add_argument("--workers", type=int, default=1, help="processes, one thread each")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="JSON lines; an interrupted run goes on there"
+    )
+    parser.add_argument(
+        "--against", type=Path, help="JSON lines of another policy to compare with"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run what is missing in ``--out`` and print the success rates."""
+    # Here and not above, so that the help of the command line needs no torch.
+    from qvla_ros.evaluate.closed_loop import PolicySource, RolloutPlan, run_rollouts
+    from qvla_ros.evaluate.rollout_record import compare_paired, rates_by_task
+
+    if arguments.workers < 1:
+        raise ConfigurationError(f"--workers must be at least 1, not {arguments.workers}")
+    if not arguments.policy.exists():
+        raise ConfigurationError(f"--policy {arguments.policy} does not exist")
+    others = _read_others(arguments.against)
+    source = PolicySource(arguments.policy, arguments.unnorm_key)
+    plan = RolloutPlan(arguments.suite, arguments.tasks, arguments.episodes)
+    with Progress(len(plan.keys), f"rollout {arguments.policy.name}") as progress:
+        records = run_rollouts(source, plan, arguments.out, arguments.workers, progress.set)
+    rates = rates_by_task(records)
+    comparison = compare_paired(records, others) if others else None
+    if arguments.json:
+        print(json.dumps(to_json(records, rates, comparison), indent=2, allow_nan=False))
+    else:
+        print(table_text(records, rates, comparison))
+    return 0
+
+
+def table_text(
+    records: "Sequence[RolloutRecord]",
+    rates: "dict[tuple[str, int], SuccessRate]",
+    comparison: "PairedComparison | None",
+) -> str:
+    """The results for people."""
+    lines = [f"policy {records[0].policy_sha256[:12]} ({records[0].quant_tag})"]
+    lines += [f"{suite} task {task}: {rate}" for (suite, task), rate in rates.items()]
+    lines.append(f"all: {_total(records)}, MuJoCo {records[0].mujoco}")
+    if comparison is not None:
+        lines.append(f"against the other: {comparison}")
+        if comparison.unpaired:
+            lines.append(f"{comparison.unpaired} episodes were run by one of the two only")
+    return "\n".join(lines)
+
+
+def to_json(
+    records: "Sequence[RolloutRecord]",
+    rates: "dict[tuple[str, int], SuccessRate]",
+    comparison: "PairedComparison | None",
+) -> dict[str, object]:
+    """The results for programs."""
+    result: dict[str, object] = {
+        "policy_sha256": records[0].policy_sha256,
+        "quant_tag": records[0].quant_tag,
+        "mujoco": records[0].mujoco,
+        "tasks": [
+            {"suite": suite, "task": task, **_rate_to_json(rate)}
+            for (suite, task), rate in rates.items()
+        ],
+        "all": _rate_to_json(_total(records)),
+    }
+    if comparison is not None:
+        result["against"] = {**asdict(comparison), "p_value": comparison.p_value}
+    return result
+
+
+def _rate_to_json(rate: "SuccessRate") -> dict[str, object]:
+    return {
+        "successes": rate.successes,
+        "episodes": rate.episodes,
+        "wilson_95": list(rate.interval),
+    }
+
+
+def _total(records: "Sequence[RolloutRecord]") -> "SuccessRate":
+    from qvla_ros.evaluate.success_statistics import SuccessRate
+
+    return SuccessRate(sum(record.success for record in records), len(records))
+
+
+def _read_others(path: Path | None) -> "list[RolloutRecord]":
+    from qvla_ros.evaluate.rollout_record import read_records
+
+    if path is None:
+        return []
+    others = read_records(path)
+    if not others:
+        raise ConfigurationError(f"--against {path} holds no episodes")
+    return others
+
+
+def _indices(text: str) -> tuple[int, ...]:
+    """Parse ``0,2`` for argparse."""
+    return tuple(int(part) for part in text.split(","))

@@ -1,0 +1,238 @@
+"""Closed-loop roll-outs of a policy on LIBERO's official initial states, in parallel.
+
+The protocol: a hard reset with seed 0, the official initial state, ten steps of standing still;
+then the policy is asked, its whole chunk is executed open loop, and so on until the goal is
+reached or the steps are used up. An episode depends on nothing but its policy, task and initial
+state, so an interrupted evaluation goes on where it stopped, and episodes of two policies are
+pairs.
+"""
+
+import atexit
+import hashlib
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from qvla_ros.errors import ConfigurationError
+from qvla_ros.evaluate.libero import (
+    ACTION_NAMES,
+    CAMERAS,
+    CONTROL_PERIOD_NS,
+    STATE_NAMES,
+    LiberoTask,
+    mujoco_version,
+)
+from qvla_ros.evaluate.rollout_record import (
+    EpisodeKey,
+    RolloutRecord,
+    check_same_run,
+    read_records,
+    write_records,
+)
+from qvla_ros.policy.policy import Policy, float_policy, load_policy
+
+MAX_STEPS = 220
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySource:
+    """Where a policy comes from, so that each worker process can load its own.
+
+    Attributes:
+        path: A packed checkpoint (a file) or a float model (a folder).
+        unnorm_key: Data set whose statistics a float model uses; unused for a checkpoint.
+    """
+
+    path: Path
+    unnorm_key: str | None = None
+
+    def load(self) -> Policy:
+        """Load the policy."""
+        if self.path.is_dir():
+            return float_policy(self.path, self.unnorm_key)
+        return load_policy(self.path)
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutPlan:
+    """Which episodes are wanted.
+
+    Attributes:
+        suite: LIBERO suite.
+        tasks: Indices of tasks.
+        episodes: Initial states 0 to ``episodes - 1`` of each task.
+        max_steps: Control steps after which an episode has failed.
+    """
+
+    suite: str
+    tasks: tuple[int, ...]
+    episodes: int
+    max_steps: int = MAX_STEPS
+
+    def __post_init__(self) -> None:
+        if len(set(self.tasks)) != len(self.tasks):
+            raise ConfigurationError(
+                f"tasks {list(self.tasks)}: a task stands there twice, but a repeated episode "
+                "is not another sample"
+            )
+        if not self.tasks or self.episodes < 1 or self.max_steps < 1:
+            raise ConfigurationError("at least one task, one episode and one step are needed")
+
+    @property
+    def keys(self) -> list[EpisodeKey]:
+        """All episodes, task by task."""
+        return [(self.suite, task, state) for task in self.tasks for state in range(self.episodes)]
+
+
+def run_rollouts(
+    source: PolicySource,
+    plan: RolloutPlan,
+    out: Path,
+    workers: int,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[RolloutRecord]:
+    """Run the episodes of ``plan`` that ``out`` does not hold yet, saving after each one.
+
+    Returns:
+        The records of all episodes of the plan, in its order.
+
+    Raises:
+        ConfigurationError: LIBERO is missing, ``out`` is the file of another policy or damaged,
+            or the policy is not one for this robot.
+    """
+    policy, mujoco = source.load(), mujoco_version()
+    check_fits_libero(policy)
+    records = {record.key: record for record in read_records(out)}
+    check_same_run(out, list(records.values()), policy.checkpoint_sha256, mujoco)
+    del policy  # the workers load their own
+    missing = [key for key in plan.keys if key not in records]
+    _report(on_progress, len(plan.keys) - len(missing), plan)
+    for record in _run_in_workers(source, plan.max_steps, missing, workers):
+        records[record.key] = record
+        write_records(out, records.values())
+        _report(on_progress, sum(key in records for key in plan.keys), plan)
+    return [records[key] for key in plan.keys]
+
+
+def run_episode(
+    policy: Policy, task: LiberoTask, initial_state: int, max_steps: int
+) -> tuple[bool, np.ndarray]:
+    """Run one episode.
+
+    Returns:
+        Whether the goal was reached, and the executed actions ``float32 [steps, 7]``.
+    """
+    task.reset_to_initial_state(initial_state)
+    executed: list[np.ndarray] = []
+    while len(executed) < max_steps:
+        observation = task.observe(len(executed) * CONTROL_PERIOD_NS)
+        actions = policy.infer(observation).chunk.actions
+        for action in actions[: max_steps - len(executed)]:
+            task.step(action)
+            executed.append(action)
+            if task.success:
+                return True, np.stack(executed)
+    return False, np.stack(executed)
+
+
+def check_fits_libero(policy: Policy) -> None:
+    """Refuse a policy for another robot.
+
+    Raises:
+        ConfigurationError: Cameras, state, actions or period are not those of the simulation.
+    """
+    strange = sorted(set(policy.image_names) - set(CAMERAS))
+    sizes = (policy.state_dim, policy.action_dim, policy.period_ns)
+    wanted = (len(STATE_NAMES), len(ACTION_NAMES), CONTROL_PERIOD_NS)
+    if strange or sizes != wanted:
+        raise ConfigurationError(
+            f"policy {policy.model_id!r} is not one for LIBERO: unknown cameras {strange}, "
+            f"(state, action, period in ns) {sizes} instead of {wanted}"
+        )
+
+
+def _report(on_progress: Callable[[int, int], None] | None, done: int, plan: RolloutPlan) -> None:
+    if on_progress is not None:
+        on_progress(done, len(plan.keys))
+
+
+def _run_in_workers(
+    source: PolicySource, max_steps: int, keys: Sequence[EpisodeKey], workers: int
+) -> Iterator[RolloutRecord]:
+    if not keys:
+        return
+    with ProcessPoolExecutor(
+        min(workers, len(keys)),
+        mp_context=multiprocessing.get_context("spawn"),  # a fork would share the OpenGL state
+        initializer=_start_worker,
+        initargs=(source, max_steps),
+    ) as pool:
+        futures = [pool.submit(_run_in_worker, key) for key in keys]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+class _Worker:
+    """A process's policy and the task that it has run last, which takes seconds to build."""
+
+    def __init__(self, source: PolicySource, max_steps: int) -> None:
+        torch.set_num_threads(1)
+        self._policy = source.load()
+        self._max_steps = max_steps
+        self._task: LiberoTask | None = None
+        self._task_key: tuple[str, int] | None = None
+        self._closes_at_exit = False
+
+    def run(self, key: EpisodeKey) -> RolloutRecord:
+        suite, index, initial_state = key
+        task = self._open_task(suite, index)
+        success, actions = run_episode(self._policy, task, initial_state, self._max_steps)
+        if not self._closes_at_exit:
+            # After the first image, to run before the exit handler that ends MuJoCo's EGL.
+            atexit.register(self.close)
+            self._closes_at_exit = True
+        return RolloutRecord(
+            suite=suite,
+            task=index,
+            initial_state=initial_state,
+            success=success,
+            steps=len(actions),
+            actions_sha256=hashlib.sha256(actions.astype("<f4").tobytes()).hexdigest(),
+            policy_sha256=self._policy.checkpoint_sha256,
+            quant_tag=self._policy.quant_tag,
+            mujoco=mujoco_version(),
+        )
+
+    def close(self) -> None:
+        """Free the simulation while the interpreter is still whole."""
+        if self._task is not None:
+            self._task.close()
+            self._task = None
+
+    def _open_task(self, suite: str, index: int) -> LiberoTask:
+        if self._task is None or self._task_key != (suite, index):
+            self.close()
+            self._task, self._task_key = LiberoTask(suite, index), (suite, index)
+        return self._task
+
+
+_worker: _Worker | None = None  # of this process, made by the pool's initializer
+
+
+def _start_worker(source: PolicySource, max_steps: int) -> None:
+    global _worker
+    _worker = _Worker(source, max_steps)
+
+
+def _run_in_worker(key: EpisodeKey) -> RolloutRecord:
+    if _worker is None:
+        raise ValueError("the worker process was not initialized")
+    return _worker.run(key)

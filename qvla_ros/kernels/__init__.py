@@ -1,0 +1,1 @@
+"""y = x · PackedLinear^T: one oracle, one kernel for the CPU, and the choice between them."""

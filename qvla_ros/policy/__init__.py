@@ -1,0 +1,1 @@
+"""Online, still without ROS: the policy, its worker thread, its scheduler and its health."""

@@ -1,0 +1,291 @@
+"""Chunks in, the action that is due now out; nothing stale, nothing non-finite."""
+
+import threading
+from collections import Counter, deque
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from qvla_ros.action_chunk import ActionChunk
+from qvla_ros.policy.chunk_strategy import ChunkStrategy, LatestOnly, action_index
+from qvla_ros.policy.reasons import DropReason, HoldReason
+
+MILLISECOND_NS = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerSettings:
+    """The limits in time, nanoseconds.
+
+    Attributes:
+        ttl_ns: A chunk may be executed until its observation is this old.
+        max_observation_age_ns: An older observation is not given to the policy.
+        future_tolerance_ns: How far a stamp may lie after the clock, for clocks slightly apart.
+    """
+
+    ttl_ns: int
+    max_observation_age_ns: int
+    future_tolerance_ns: int = 20 * MILLISECOND_NS
+
+    def __post_init__(self) -> None:
+        if self.ttl_ns <= 0 or self.max_observation_age_ns <= 0 or self.future_tolerance_ns < 0:
+            raise ValueError(f"the scheduler's limits must be positive: {self}")
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledAction:
+    """The action to execute now.
+
+    Attributes:
+        action: ``float32 [action_dim]``, robot units.
+        index: Its place in ``chunk``.
+        age_ns: Time since the observation behind it was sensed.
+        chunk: The newest chunk, which the action comes from.
+    """
+
+    action: np.ndarray
+    index: int
+    age_ns: int
+    chunk: ActionChunk
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """No action is due: stay where you are. ``reason`` is a ``HoldReason`` or a flush's cause."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Acceptance:
+    """What became of a chunk.
+
+    Attributes:
+        dropped: Why it was refused, ``None`` if it is now the current one.
+        first_index: The first action still due; those before it were the stale prefix.
+        seam_jump: ``float32 [action_dim]``, absolute change of the action due now from the chunk
+            before; ``None`` if there was no valid one before, or the chunk was refused.
+    """
+
+    dropped: DropReason | None
+    first_index: int = 0
+    seam_jump: np.ndarray | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerStatus:
+    """Counts since the scheduler was made, and the state at one instant.
+
+    Attributes:
+        chunks: Chunks accepted.
+        drops: Observations and chunks not used, by reason.
+        flushes: Flushes by cause.
+        deadline_misses: Chunks that ran out before a successor was accepted.
+        chunk_age_ns: Age of the current chunk's observation, ``None`` without a chunk.
+        has_action: Whether an action is due now.
+    """
+
+    chunks: int
+    drops: dict[str, int]
+    flushes: dict[str, int]
+    deadline_misses: int
+    chunk_age_ns: int | None
+    has_action: bool
+
+
+@dataclass(slots=True)
+class _Tally:
+    chunks: int = 0
+    deadline_misses: int = 0
+    drops: Counter[str] = field(default_factory=Counter)
+    flushes: Counter[str] = field(default_factory=Counter)
+
+
+class ChunkScheduler:
+    """Keeps the chunks that may be executed and answers which action is due.
+
+    Thread safe by one lock. It reads no clock: ``now_ns`` comes from the caller, on the clock of
+    the observations' stamps, so a replay runs it on simulated time. When in doubt it holds.
+    """
+
+    def __init__(self, settings: SchedulerSettings, strategy: ChunkStrategy | None = None) -> None:
+        self.settings = settings
+        self._strategy: ChunkStrategy = strategy or LatestOnly()
+        self._lock = threading.Lock()
+        self._chunks: deque[ActionChunk] = deque(maxlen=self._strategy.depth)
+        self._tally = _Tally()
+        self._epoch = 0
+        self._hold_reason: str = HoldReason.NO_CHUNK.value
+        self._miss_noted = False
+        self._last_acceptance: Acceptance | None = None
+
+    @property
+    def epoch(self) -> int:
+        """Number of flushes so far; note it with an observation to have it refused after one."""
+        with self._lock:
+            return self._epoch
+
+    @property
+    def last_acceptance(self) -> Acceptance | None:
+        """What became of the last chunk given to ``accept``; ``None`` before the first."""
+        with self._lock:
+            return self._last_acceptance
+
+    def valid_until_ns(self, chunk: ActionChunk) -> int:
+        """First instant at which ``chunk`` may no longer be executed, nanoseconds."""
+        return min(chunk.observed_at_ns + self.settings.ttl_ns, chunk.ends_at_ns)
+
+    def admit(self, stamp_ns: int, now_ns: int, epoch: int | None = None) -> DropReason | None:
+        """Whether inference on an observation of ``stamp_ns`` may begin at ``now_ns``.
+
+        Args:
+            stamp_ns: When the observation was sensed.
+            now_ns: The present.
+            epoch: ``epoch`` when the observation was taken; ``None`` for the present one.
+
+        Returns:
+            ``None`` if it may; else the reason, which has been counted as a drop.
+        """
+        with self._lock:
+            reason = self._refusal_of_observation(stamp_ns, now_ns, epoch)
+            if reason is not None:
+                self._tally.drops[reason.value] += 1
+            return reason
+
+    def accept(self, chunk: ActionChunk, now_ns: int, epoch: int | None = None) -> Acceptance:
+        """Makes ``chunk`` the current one, or refuses the whole of it and counts why.
+
+        Args:
+            chunk: The policy's answer.
+            now_ns: The present.
+            epoch: ``epoch`` when its observation was taken; ``None`` for the present one.
+        """
+        with self._lock:
+            self._forget_after_clock_jump(now_ns)
+            self._note_deadline_miss(now_ns)
+            reason = self._refusal_of_chunk(chunk, now_ns, epoch)
+            if reason is not None:
+                self._tally.drops[reason.value] += 1
+                self._last_acceptance = Acceptance(reason)
+            else:
+                self._last_acceptance = self._take_over(chunk, now_ns)
+            return self._last_acceptance
+
+    def action_at(self, now_ns: int) -> ScheduledAction | Hold:
+        """The action due at ``now_ns``, or ``Hold`` with the reason."""
+        with self._lock:
+            self._note_deadline_miss(now_ns)
+            return self._due(now_ns)
+
+    def flush(self, reason: str) -> None:
+        """Forgets all chunks; observations of an earlier ``epoch`` will be refused.
+
+        Args:
+            reason: The cause, e.g. ``"instruction_changed"``: counted, and given by later holds.
+        """
+        with self._lock:
+            self._flush(reason)
+
+    def drop(self, reason: DropReason) -> None:
+        """Counts an observation that was not used for a reason outside the scheduler."""
+        with self._lock:
+            self._tally.drops[reason.value] += 1
+
+    def status(self, now_ns: int) -> SchedulerStatus:
+        """The counts and the state at ``now_ns``, all from one instant."""
+        with self._lock:
+            self._note_deadline_miss(now_ns)
+            current = self._current()
+            return SchedulerStatus(
+                chunks=self._tally.chunks,
+                drops=dict(self._tally.drops),
+                flushes=dict(self._tally.flushes),
+                deadline_misses=self._tally.deadline_misses,
+                chunk_age_ns=None if current is None else now_ns - current.observed_at_ns,
+                has_action=isinstance(self._due(now_ns), ScheduledAction),
+            )
+
+    def _current(self) -> ActionChunk | None:
+        return self._chunks[-1] if self._chunks else None
+
+    def _refusal_of_observation(
+        self, stamp_ns: int, now_ns: int, epoch: int | None
+    ) -> DropReason | None:
+        if epoch is not None and epoch != self._epoch:
+            return DropReason.FLUSHED
+        if stamp_ns > now_ns + self.settings.future_tolerance_ns:
+            return DropReason.FUTURE_STAMP
+        if now_ns - stamp_ns > self.settings.max_observation_age_ns:
+            return DropReason.STALE_OBSERVATION
+        return None
+
+    def _refusal_of_chunk(
+        self, chunk: ActionChunk, now_ns: int, epoch: int | None
+    ) -> DropReason | None:
+        current = self._current()
+        if epoch is not None and epoch != self._epoch:
+            return DropReason.FLUSHED
+        if not np.isfinite(chunk.actions).all():
+            return DropReason.NON_FINITE
+        if chunk.observed_at_ns > now_ns + self.settings.future_tolerance_ns:
+            return DropReason.FUTURE_STAMP
+        if now_ns >= self.valid_until_ns(chunk):
+            return DropReason.EXPIRED
+        if current is not None and chunk.observed_at_ns <= current.observed_at_ns:
+            return DropReason.NOT_NEWER
+        return None
+
+    def _take_over(self, chunk: ActionChunk, now_ns: int) -> Acceptance:
+        before = self._due(now_ns)
+        self._chunks.append(chunk)
+        self._tally.chunks += 1
+        self._miss_noted = False
+        jump = None
+        if isinstance(before, ScheduledAction):
+            jump = np.abs(self._strategy.action(self._valid(now_ns), now_ns) - before.action)
+        return Acceptance(None, action_index(chunk, now_ns), jump)
+
+    def _valid(self, now_ns: int) -> list[ActionChunk]:
+        return [chunk for chunk in self._chunks if now_ns < self.valid_until_ns(chunk)]
+
+    def _due(self, now_ns: int) -> ScheduledAction | Hold:
+        current = self._current()
+        if current is None:
+            return Hold(self._hold_reason)
+        if self._is_before(now_ns, current):
+            return Hold(HoldReason.CLOCK_JUMPED_BACK.value)
+        if now_ns >= current.ends_at_ns:
+            return Hold(HoldReason.EXHAUSTED.value)
+        if now_ns >= self.valid_until_ns(current):
+            return Hold(HoldReason.EXPIRED.value)
+        return ScheduledAction(
+            action=self._strategy.action(self._valid(now_ns), now_ns),
+            index=action_index(current, now_ns),
+            age_ns=now_ns - current.observed_at_ns,
+            chunk=current,
+        )
+
+    def _is_before(self, now_ns: int, chunk: ActionChunk) -> bool:
+        return now_ns + self.settings.future_tolerance_ns < chunk.observed_at_ns
+
+    def _forget_after_clock_jump(self, now_ns: int) -> None:
+        # A chunk from the future would refuse every later one as "not newer" until the clock
+        # caught up with it.
+        current = self._current()
+        if current is not None and self._is_before(now_ns, current):
+            self._flush(HoldReason.CLOCK_JUMPED_BACK.value)
+
+    def _note_deadline_miss(self, now_ns: int) -> None:
+        current = self._current()
+        if current is None or self._miss_noted:
+            return
+        if now_ns >= self.valid_until_ns(current):
+            self._miss_noted = True
+            self._tally.deadline_misses += 1
+
+    def _flush(self, reason: str) -> None:
+        self._chunks.clear()
+        self._epoch += 1
+        self._tally.flushes[reason] += 1
+        self._hold_reason = reason
+        self._miss_noted = False

@@ -1,0 +1,232 @@
+"""A network with its processing, ready to answer observations: from a checkpoint or a model folder."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from qvla_ros.action_chunk import ActionChunk
+from qvla_ros.checkpoint.faults import CheckpointFault
+from qvla_ros.checkpoint.reader import PackedCheckpoint, read_checkpoint
+from qvla_ros.errors import CheckpointError, UnsupportedModelError
+from qvla_ros.kernels.quantized_linear import QuantizedLinear
+from qvla_ros.kernels.selection import AUTO
+from qvla_ros.models.openvla_oft import ModelInputs, OpenVlaOft
+from qvla_ros.models.processing import Processing, ProcessingSettings
+from qvla_ros.models.registry import (
+    FAMILY,
+    config_from_json,
+    empty_network,
+    fill_network,
+    load_model,
+    replace_module,
+)
+from qvla_ros.observation import Observation
+from qvla_ros.policy.inference import Inference
+
+TOKENIZER_TENSOR = "processing.tokenizer_json"
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyIdentity:
+    """Which policy this is.
+
+    Attributes:
+        model_id: Name of the model.
+        checkpoint_sha256: Identity of the packed checkpoint, or of the float model folder.
+        quant_tag: How it is quantized, e.g. ``"mixed-4.00bit"`` or ``"float32"``.
+    """
+
+    model_id: str
+    checkpoint_sha256: str
+    quant_tag: str
+
+
+class Policy:
+    """Answers observations with action chunks. Not thread safe: one thread infers at a time."""
+
+    def __init__(
+        self, network: OpenVlaOft, processing: Processing, identity: PolicyIdentity
+    ) -> None:
+        self.network = network
+        self.processing = processing
+        self.identity = identity
+        self._robot = processing.settings.robot
+        self._dtype = network.projector.fc1.weight.dtype
+
+    @property
+    def image_names(self) -> tuple[str, ...]:
+        """Cameras in the network's order."""
+        return self._robot.image_names
+
+    @property
+    def state_dim(self) -> int:
+        """Numbers in the proprioception vector."""
+        return self._robot.state_dim
+
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        """Names of the proprioception numbers."""
+        return self._robot.state_names
+
+    @property
+    def action_names(self) -> tuple[str, ...]:
+        """Names of the action dimensions."""
+        return self._robot.action_names
+
+    @property
+    def action_dim(self) -> int:
+        """Numbers in an action."""
+        return self._robot.action_dim
+
+    @property
+    def horizon(self) -> int:
+        """Actions in a chunk."""
+        return self._robot.horizon
+
+    @property
+    def period_ns(self) -> int:
+        """Time between two actions, nanoseconds."""
+        return self._robot.period_ns
+
+    @property
+    def model_id(self) -> str:
+        """Name of the model."""
+        return self.identity.model_id
+
+    @property
+    def checkpoint_sha256(self) -> str:
+        """Identity of the weights."""
+        return self.identity.checkpoint_sha256
+
+    @property
+    def quant_tag(self) -> str:
+        """How the weights are quantized, in a word."""
+        return self.identity.quant_tag
+
+    def memory_bytes(self) -> dict[str, int]:
+        """Bytes of weights by kind: ``packed_weights`` and ``float_weights``."""
+        packed = sum(
+            module.memory_bytes()
+            for module in self.network.modules()
+            if isinstance(module, QuantizedLinear)
+        )
+        floats = sum(parameter.nbytes for parameter in self.network.parameters())
+        return {"packed_weights": packed, "float_weights": floats}
+
+    def infer(self, observation: Observation) -> Inference:
+        """Answer one observation.
+
+        Raises:
+            ConfigurationError: A camera is missing, or the state has another size.
+        """
+        started = time.perf_counter()
+        inputs = self.processing.prepare(observation)
+        prepared = time.perf_counter()
+        normalized = self.normalized_actions(inputs)[0]
+        answered = time.perf_counter()
+        actions = self.processing.robot_actions(normalized.numpy())
+        chunk = ActionChunk(observation.stamp_ns, self.period_ns, actions)
+        finished = time.perf_counter()
+        return Inference(
+            chunk=chunk,
+            stage_ms={
+                "process": 1e3 * (prepared - started),
+                "model": 1e3 * (answered - prepared),
+                "postprocess": 1e3 * (finished - answered),
+            },
+        )
+
+    def normalized_actions(self, inputs: ModelInputs) -> torch.Tensor:
+        """Run the network: float32 ``[batch, horizon, action_dim]`` in normalised space."""
+        with torch.inference_mode():
+            return self.network(
+                ModelInputs(
+                    pixels=inputs.pixels.to(self._dtype),
+                    token_ids=inputs.token_ids,
+                    end_token_id=inputs.end_token_id,
+                    state=inputs.state.to(self._dtype),
+                )
+            )
+
+
+def load_policy(
+    path: Path | str, kernel: str = AUTO, compute_dtype: torch.dtype | None = None
+) -> Policy:
+    """Load a packed checkpoint; the weights stay packed.
+
+    Args:
+        path: Checkpoint file.
+        kernel: Name of a kernel, for tests and measurements.
+        compute_dtype: Of the activations; BF16 where the processor multiplies it, else float32.
+
+    Raises:
+        CheckpointError: The file is corrupt, or does not hold a network of its family.
+    """
+    checkpoint = read_checkpoint(path)
+    manifest = checkpoint.manifest
+    network = _packed_network(checkpoint, kernel, compute_dtype or default_compute_dtype())
+    settings = ProcessingSettings.from_json(manifest.processing)
+    identity = PolicyIdentity(
+        manifest.model_id, manifest.sha256, f"mixed-{manifest.plan.average_bits_per_weight:.2f}bit"
+    )
+    return Policy(network, Processing(settings, _tokenizer_json(checkpoint)), identity)
+
+
+def float_policy(
+    folder: Path,
+    unnorm_key: str | None = None,
+    robot: str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Policy:
+    """Load a model folder as it is: the reference that quantized policies are compared with.
+
+    Raises:
+        UnsupportedModelError: See ``load_model``.
+    """
+    model = load_model(Path(folder), unnorm_key, robot, dtype)
+    identity = PolicyIdentity(model.model_id, model.fingerprint, str(dtype).removeprefix("torch."))
+    return Policy(model.network, model.processing, identity)
+
+
+def default_compute_dtype() -> torch.dtype:
+    """BF16 where oneDNN has instructions for it, else float32; never float16 on a CPU."""
+    return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+
+
+def _packed_network(checkpoint: PackedCheckpoint, kernel: str, dtype: torch.dtype) -> OpenVlaOft:
+    if checkpoint.manifest.family != FAMILY:
+        raise CheckpointError(
+            f"the checkpoint is of the family {checkpoint.manifest.family!r}; known: {FAMILY}",
+            fault=CheckpointFault.NETWORK,
+        )
+    network = empty_network(config_from_json(checkpoint.manifest.model_config))
+    parameters = {name: tensor.to(dtype) for name, tensor in checkpoint.parameters().items()}
+    _require_layers(network, checkpoint)
+    for name, packed in checkpoint.layers.items():
+        bias = parameters.pop(f"{name}.bias", None)
+        replace_module(network, name, QuantizedLinear(packed, bias, kernel))
+    try:
+        fill_network(network, parameters, "the checkpoint")
+    except UnsupportedModelError as error:
+        raise CheckpointError(str(error), fault=CheckpointFault.NETWORK) from error
+    return network
+
+
+def _require_layers(network: OpenVlaOft, checkpoint: PackedCheckpoint) -> None:
+    wanted = {(layer.name, layer.rows, layer.columns) for layer in network.linear_layers()}
+    found = {(layer.name, layer.rows, layer.columns) for layer in checkpoint.layers.values()}
+    for name, rows, columns in sorted(found ^ wanted):
+        raise CheckpointError(
+            f"the layer {name!r} [{rows}, {columns}] is not in both the checkpoint and the "
+            "network that its manifest describes",
+            fault=CheckpointFault.NETWORK,
+        )
+
+
+def _tokenizer_json(checkpoint: PackedCheckpoint) -> str:
+    text = checkpoint.tensors.get(TOKENIZER_TENSOR)
+    if text is None:
+        raise CheckpointError("the checkpoint has no tokenizer", fault=CheckpointFault.NETWORK)
+    return text.numpy().tobytes().decode("utf-8")

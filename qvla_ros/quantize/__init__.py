@@ -1,0 +1,1 @@
+"""Offline: observations in, packed checkpoint out."""

@@ -1,0 +1,73 @@
+"""Packing against its definition, and unpacking against packing."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qvla_ros.checkpoint.bitpack import (
+    CODE_BITS,
+    pack_codes,
+    packed_bytes_per_row,
+    padded_columns,
+    unpack_codes,
+)
+
+
+def random_codes(rows: int, columns: int, bits: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 2**bits, (rows, columns), dtype=torch.uint8, generator=generator)
+
+
+@given(
+    bits=st.sampled_from(CODE_BITS),
+    rows=st.integers(0, 5),
+    columns=st.integers(1, 400),
+    seed=st.integers(0, 2**31),
+)
+def test_unpacking_undoes_packing(bits: int, rows: int, columns: int, seed: int) -> None:
+    codes = random_codes(rows, columns, bits, seed)
+    packed = pack_codes(codes, bits)
+    assert packed.shape == (rows, packed_bytes_per_row(columns, bits))
+    assert torch.equal(unpack_codes(packed, bits, columns), codes)
+
+
+@pytest.mark.parametrize("bits", CODE_BITS)
+def test_byte_j_of_a_block_holds_columns_a_stride_apart_from_low_to_high_bits(bits: int) -> None:
+    columns = 300
+    codes = random_codes(2, columns, bits)
+    packed = pack_codes(codes, bits)
+    stride = 128 * bits // 8
+    for row in range(2):
+        for block in range(3):
+            for j in range(stride):
+                expected = 0
+                for split in range(8 // bits):
+                    column = 128 * block + j + split * stride
+                    code = int(codes[row, column]) if column < columns else 0
+                    expected |= code << (split * bits)
+                assert int(packed[row, block * stride + j]) == expected
+
+
+@pytest.mark.parametrize(("columns", "padded"), [(1, 128), (128, 128), (129, 256), (4304, 4352)])
+def test_columns_are_padded_to_whole_blocks(columns: int, padded: int) -> None:
+    assert padded_columns(columns) == padded
+    assert packed_bytes_per_row(columns, 2) == padded // 4
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_a_code_that_does_not_fit_is_refused(bits: int) -> None:
+    codes = torch.full((1, 3), 2**bits, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=f"does not fit {bits} bits"):
+        pack_codes(codes, bits)
+
+
+@pytest.mark.parametrize("bits", [0, 1, 3, 16])
+def test_other_widths_are_refused(bits: int) -> None:
+    with pytest.raises(ValueError, match="2, 4 or 8 bits"):
+        pack_codes(torch.zeros(1, 1, dtype=torch.uint8), bits)
+
+
+def test_packed_bytes_of_a_wrong_length_are_refused() -> None:
+    with pytest.raises(ValueError, match="take 64 bytes a row, not 63"):
+        unpack_codes(torch.zeros(1, 63, dtype=torch.uint8), 4, 100)

@@ -1,0 +1,170 @@
+"""``qvla replay`` from its arguments to its exit code, with a policy that the test knows."""
+
+import argparse
+import json
+import sys
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+
+from qvla_ros.action_chunk import ActionChunk
+from qvla_ros.cli import replay as verb
+from qvla_ros.errors import ConfigurationError
+from qvla_ros.evaluate.episode import Episode, EpisodeTopics, write_episode
+from qvla_ros.observation import Observation
+from qvla_ros.policy.inference import Inference
+
+PERIOD = 50_000_000
+STEPS = 12
+
+
+class Scale:
+    settings = SimpleNamespace(unnorm_key="somewhere", robot=SimpleNamespace(name="arm"))
+
+    def normalized_actions(self, actions):
+        return actions
+
+
+class Constant:
+    """Answers ``value`` in every dimension, or what is no number."""
+
+    horizon = 4
+    period_ns = PERIOD
+    action_names = ("dx", "gripper")
+    image_names = ("primary",)
+    processing = Scale()
+    model_id = "constant"
+    quant_tag = "4.00 bits"
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def memory_bytes(self):
+        return {}
+
+    def infer(self, observation):
+        actions = np.full((4, 2), self.value, np.float32)
+        return Inference(ActionChunk(observation.stamp_ns, PERIOD, actions), {"model": 1.0})
+
+
+@pytest.fixture
+def bag(tmp_path):
+    pytest.importorskip("rosbags")
+    image = np.zeros((16, 16, 3), np.uint8)
+    observations = [
+        Observation(
+            1_000_000_000 + step * PERIOD, {"primary": image}, np.zeros(2, np.float32), "go"
+        )
+        for step in range(STEPS)
+    ]
+    actions = np.full((STEPS, 2), 0.5, np.float32)
+    episode = Episode(observations, actions, PERIOD, {}, ("x", "y"), ("dx", "gripper"))
+    topics = EpisodeTopics(images={"primary": "/camera/primary/image_raw/compressed"})
+    write_episode(tmp_path / "bag", episode, topics)
+    return tmp_path / "bag"
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """Makes the verb load constant policies of the given values."""
+
+    def install(value: float, reference: float = 0.0) -> None:
+        module = ModuleType("qvla_ros.policy.policy")
+        module.load_policy = lambda _path: Constant(value)
+        module.float_policy = lambda _folder, _key, _robot: Constant(reference)
+        monkeypatch.setitem(sys.modules, "qvla_ros.policy.policy", module)
+
+    return install
+
+
+def parse(*words: object) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    verb.add_arguments(parser)
+    return parser.parse_args([str(word) for word in words])
+
+
+def arguments(bag, *more: object) -> argparse.Namespace:
+    return parse(bag, "--checkpoint", "c", "--latency-ms", 0, *more)
+
+
+def test_it_prints_a_table_with_the_error_against_the_recording(bag, load, capsys):
+    load(0.75)
+    assert verb.run(arguments(bag)) == 0
+    header, row = capsys.readouterr().out.splitlines()
+    assert header.split()[:2] == ["episode", "steps"]
+    assert row.split()[:4] == ["bag", "12", "12", "0.2500"]
+
+
+def test_several_bags_get_a_row_each_and_one_for_all(bag, load, capsys):
+    load(0.75)
+    verb.run(parse(bag, bag, "--checkpoint", "c", "--latency-ms", 0))
+    rows = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert rows == ["episode", "bag", "bag", "all"]
+
+
+@pytest.mark.parametrize(("limit", "code"), [(0.26, 0), (0.24, 1)])
+def test_the_exit_code_tells_whether_the_error_is_within_its_limit(bag, load, limit, code):
+    load(0.75)
+    assert verb.run(arguments(bag, "--max-error", limit)) == code
+
+
+def test_with_a_reference_the_limit_is_on_the_difference_from_it(bag, load):
+    load(0.75, reference=0.74)
+    limited = arguments(bag, "--reference", "folder", "--max-error", 0.02)
+    assert verb.run(limited) == 0
+
+
+def test_a_policy_that_answers_nothing_usable_is_not_within_any_limit(bag, load, capsys):
+    load(float("nan"))
+    assert verb.run(arguments(bag, "--max-error", 1000)) == 1
+    assert "12 observations got no usable answer" in capsys.readouterr().err
+
+
+def test_a_limit_without_anything_to_compare_with_is_refused(bag, load):
+    load(0.75)
+    with pytest.raises(ConfigurationError, match="--reference, or bags with actions"):
+        verb.run(arguments(bag, "--without-actions", "--max-error", 1))
+
+
+def test_json_goes_to_standard_output_alone(bag, load, capsys):
+    load(0.75)
+    verb.run(arguments(bag, "--json"))
+    found = json.loads(capsys.readouterr().out)
+    assert found["summary"]["recorded_error"]["mean_l1"] == pytest.approx(0.25)
+    assert found["episodes"][0]["name"] == "bag"
+    assert "processor" in found["machine"]
+
+
+def test_the_page_tells_the_settings(bag, load, tmp_path):
+    pytest.importorskip("matplotlib")
+    load(0.75)
+    out = tmp_path / "page.html"
+    verb.run(arguments(bag, "--html", out, "--reference", "folder"))
+    text = out.read_text(encoding="utf-8")
+    assert text.count("<svg") == 5
+    assert "simulated latency" in text
+    assert "0 ms" in text
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--latency-ms", "-1"),
+        ("--ttl-ms", 0),
+        ("--warmup", "-1"),
+        ("--threads", 0),
+        ("--max-observation-age-ms", 0),
+    ],
+)
+def test_times_that_make_no_sense_are_refused_by_name(bag, load, words):
+    load(0.75)
+    with pytest.raises(ConfigurationError, match=words[0]):
+        verb.run(arguments(bag, *words))
+
+
+@pytest.mark.parametrize("word", ["primary", "side=/topic"])
+def test_a_topic_for_no_camera_of_the_policy_is_refused(bag, load, word):
+    load(0.75)
+    with pytest.raises(ConfigurationError, match="NAME=TOPIC with one of the cameras primary"):
+        verb.run(arguments(bag, "--image-topic", word))

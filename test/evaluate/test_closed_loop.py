@@ -1,0 +1,256 @@
+"""Closed loop: statistics, records and plans are tested here; no stand-in plays the simulator.
+
+The one test that runs a simulation needs LIBERO and is skipped, with the reason, without it.
+"""
+
+import json
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+
+from qvla_ros.errors import ConfigurationError
+from qvla_ros.evaluate.rollout_record import (
+    RolloutRecord,
+    check_same_run,
+    compare_paired,
+    parse_record,
+    rates_by_task,
+    read_records,
+    write_records,
+)
+from qvla_ros.evaluate.success_statistics import SuccessRate, mcnemar_exact, wilson_interval
+
+
+def record(state: int = 0, success: bool = True, task: int = 0, **changes) -> RolloutRecord:
+    plain = RolloutRecord(
+        suite="libero_spatial",
+        task=task,
+        initial_state=state,
+        success=success,
+        steps=88,
+        actions_sha256="aa" * 32,
+        policy_sha256="bb" * 32,
+        quant_tag="float32",
+        mujoco="3.3.2",
+    )
+    return replace(plain, **changes)
+
+
+def line(**changes) -> str:
+    return json.dumps({**asdict(record()), **changes})
+
+
+@pytest.mark.parametrize(
+    ("successes", "episodes", "low", "high"),
+    [
+        (39, 50, 0.648, 0.872),  # published beside a 78 % result
+        (0, 10, 0.0, 0.2775),
+        (10, 10, 0.7225, 1.0),
+        (1, 2, 0.0945, 0.9055),
+    ],
+)
+def test_wilson_intervals_agree_with_tabulated_ones(successes, episodes, low, high):
+    assert wilson_interval(successes, episodes) == pytest.approx((low, high), abs=1e-3)
+
+
+def test_a_wilson_interval_contains_the_rate_and_stays_within_zero_and_one():
+    for episodes in range(1, 40):
+        for successes in range(episodes + 1):
+            low, high = wilson_interval(successes, episodes)
+            assert 0 <= low <= successes / episodes <= high <= 1
+
+
+@pytest.mark.parametrize(("successes", "episodes"), [(0, 0), (3, 2), (-1, 2)])
+def test_an_impossible_rate_has_no_interval(successes, episodes):
+    with pytest.raises(ValueError, match="successes of"):
+        wilson_interval(successes, episodes)
+    with pytest.raises(ValueError, match="is no rate"):
+        SuccessRate(successes, episodes)
+
+
+@pytest.mark.parametrize(
+    ("only_first", "only_second", "p_value"),
+    [
+        (0, 0, 1.0),
+        (1, 0, 1.0),
+        (5, 5, 1.0),
+        (0, 6, 2 / 64),
+        (1, 5, 2 * 7 / 64),
+        (8, 1, 2 * 10 / 512),
+    ],
+)
+def test_mcnemar_is_the_exact_binomial_test_of_the_differing_pairs(
+    only_first, only_second, p_value
+):
+    assert mcnemar_exact(only_first, only_second) == pytest.approx(p_value)
+    assert mcnemar_exact(only_second, only_first) == pytest.approx(p_value)
+
+
+def test_mcnemar_refuses_negative_numbers_of_pairs():
+    with pytest.raises(ValueError, match="negative"):
+        mcnemar_exact(-1, 3)
+
+
+def test_mcnemar_takes_more_pairs_than_a_float_can_count():
+    assert 0 < mcnemar_exact(900, 1100) < 1e-4
+
+
+def test_records_are_read_as_they_were_written(tmp_path):
+    records = [record(state, success=state % 2 == 0) for state in range(5)]
+    write_records(tmp_path / "out" / "a.jsonl", records)
+    assert read_records(tmp_path / "out" / "a.jsonl") == records
+    assert [each.name for each in (tmp_path / "out").iterdir()] == ["a.jsonl"]
+
+
+def test_a_file_that_does_not_exist_yet_holds_no_records(tmp_path):
+    assert read_records(tmp_path / "new.jsonl") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("{", "line 2: Expecting property"),
+        ("[]", "line 2: it is not a JSON object"),
+        (line(steps="88"), "line 2: 'steps' is '88'"),
+        (line(success=1), "line 2: 'success' is 1"),
+        (line(task=True), "line 2: 'task' is True"),
+        (line(extra=0), "line 2: its fields are"),
+        (json.dumps({"suite": "libero_spatial"}), "line 2: its fields are"),
+    ],
+)
+def test_a_damaged_line_is_refused_with_its_number(tmp_path, text, complaint):
+    path = tmp_path / "a.jsonl"
+    path.write_text(f"{line(initial_state=9)}\n{text}\n")
+    with pytest.raises(ConfigurationError, match=rf"a\.jsonl, {complaint}"):
+        read_records(path)
+
+
+def test_a_repeated_episode_is_refused_since_it_is_not_another_sample(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(f"{line()}\n{line(initial_state=1)}\n{line(success=False)}\n")
+    with pytest.raises(ConfigurationError, match=r"line 3: .*initial state 0 stands in line 1"):
+        read_records(path)
+
+
+def test_a_file_that_mixes_two_policies_is_refused(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(f"{line()}\n{line(initial_state=1, policy_sha256='cc' * 32)}\n")
+    with pytest.raises(ConfigurationError, match="write to another file"):
+        read_records(path)
+
+
+def test_another_policy_or_simulator_cannot_go_on_in_a_file(tmp_path):
+    records = [record()]
+    check_same_run(tmp_path, records, "bb" * 32, "3.3.2")
+    with pytest.raises(ConfigurationError, match="this is policy cccccccccccc"):
+        check_same_run(tmp_path, records, "cc" * 32, "3.3.2")
+    with pytest.raises(ConfigurationError, match=r"on MuJoCo 3\.4\.0"):
+        check_same_run(tmp_path, records, "bb" * 32, "3.4.0")
+
+
+def test_a_record_survives_json():
+    assert parse_record(json.dumps(asdict(record(7)))) == record(7)
+
+
+def test_rates_are_counted_task_by_task():
+    records = [record(0), record(1, False), record(0, task=2), record(1, task=2)]
+    rates = rates_by_task(records)
+    assert rates == {
+        ("libero_spatial", 0): SuccessRate(1, 2),
+        ("libero_spatial", 2): SuccessRate(2, 2),
+    }
+    assert str(rates["libero_spatial", 2]).startswith("2/2 = 100.0 % (95 % interval 34.2 to 100")
+
+
+def test_only_common_episodes_are_compared():
+    ours = [record(0), record(1), record(2, False), record(3, False), record(8)]
+    theirs = [record(0), record(1, False), record(2), record(3, False), record(9)]
+    comparison = compare_paired(ours, theirs)
+    counts = comparison.both, comparison.only_first, comparison.only_second, comparison.neither
+    assert counts == (1, 1, 1, 1)
+    assert comparison.pairs == 4
+    assert comparison.unpaired == 2
+    assert comparison.p_value == 1.0
+
+
+def test_episodes_without_a_partner_or_of_another_simulator_are_not_compared():
+    with pytest.raises(ConfigurationError, match="no episode in common"):
+        compare_paired([record(0)], [record(1)])
+    with pytest.raises(ConfigurationError, match=r"MuJoCo 3.3.2 and 3.4.0"):
+        compare_paired([record(0)], [record(0, mujoco="3.4.0")])
+
+
+def test_a_plan_lists_each_episode_once():
+    from qvla_ros.evaluate.closed_loop import RolloutPlan
+
+    plan = RolloutPlan("libero_spatial", (0, 2), episodes=2)
+    expected = [("libero_spatial", task, state) for task in (0, 2) for state in (0, 1)]
+    assert plan.keys == expected
+    with pytest.raises(ConfigurationError, match="twice"):
+        RolloutPlan("libero_spatial", (0, 0), episodes=2)
+    with pytest.raises(ConfigurationError, match="at least one"):
+        RolloutPlan("libero_spatial", (), episodes=2)
+
+
+def test_the_gripper_is_translated_for_the_simulator():
+    from qvla_ros.evaluate.libero import to_environment_convention
+
+    opened = to_environment_convention(np.array([0, 0, 2, 0, 0, -2, 1], np.float32))
+    np.testing.assert_array_equal(opened, [0, 0, 1, 0, 0, -1, -1])
+    closed = to_environment_convention(np.array([0, 0, 0, 0, 0, 0, 0.2], np.float32))
+    assert closed[6] == 1
+
+
+def test_libero_answers_the_same_for_the_same_initial_state():
+    pytest.importorskip("libero", reason="LIBERO is not installed: pip install 'qvla_ros[libero]'")
+    from qvla_ros.evaluate.libero import LiberoTask
+
+    task = LiberoTask("libero_spatial", 0)
+    try:
+        seen = []
+        for index in (3, 5, 3):
+            task.reset_to_initial_state(index)
+            task.step(np.array([0.5, 0, 0, 0, 0, 0, 1], np.float32))
+            seen.append(task.observe(stamp_ns=7))
+        assert not task.success
+    finally:
+        task.close()
+    first, other, again = seen
+    assert first.instruction.startswith("pick up the black bowl")
+    assert first.images["primary"].shape == (128, 128, 3)
+    assert not np.array_equal(first.state, other.state)
+    np.testing.assert_array_equal(first.state, again.state)
+    for name in ("primary", "wrist"):
+        np.testing.assert_array_equal(first.images[name], again.images[name])
+
+
+def test_the_table_and_the_json_say_rate_interval_simulator_and_pairs():
+    from qvla_ros.cli.rollout import table_text, to_json
+
+    records = [record(0), record(1, False), record(0, task=2)]
+    rates = rates_by_task(records)
+    comparison = compare_paired(records, [record(0), record(1)])
+    text = table_text(records, rates, comparison)
+    assert "libero_spatial task 0: 1/2 = 50.0 % (95 % interval 9.5 to 90.5 %)" in text
+    assert "all: 2/3" in text
+    assert "MuJoCo 3.3.2" in text
+    assert "only the other 1" in text
+    assert "1 episodes were run by one of the two only" in text
+    result = json.loads(json.dumps(to_json(records, rates, comparison)))
+    assert result["all"]["successes"] == 2
+    assert result["against"]["p_value"] == 1.0
+
+
+def test_the_arguments_of_the_verb_are_understood():
+    import argparse
+
+    from qvla_ros.cli.rollout import add_parser
+
+    parser = argparse.ArgumentParser()
+    add_parser(parser.add_subparsers())
+    arguments = parser.parse_args(
+        ["rollout", "--tasks", "0,2", "--policy", "a.qvla.safetensors", "--out", "a.jsonl"]
+    )
+    assert arguments.tasks == (0, 2)
+    assert arguments.episodes == 50

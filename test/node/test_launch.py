@@ -1,0 +1,187 @@
+"""The launch file, the installed executable and a real packed checkpoint, over real DDS."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from lifecycle_msgs.msg import State
+from lifecycle_msgs.srv import GetState
+from rclpy.qos import qos_profile_sensor_data
+from sensor_msgs.msg import CompressedImage, JointState
+
+from qvla_ros.node.conversions import ns_to_stamp, stamp_to_ns
+
+ROOT = Path(__file__).resolve().parents[2]
+POSE_NAMES = ["eef_x", "eef_y", "eef_z", "eef_rx", "eef_ry", "eef_rz"]
+STATE_NAMES = [*POSE_NAMES, "gripper_left", "gripper_right"]
+JPEG = cv2.imencode(".jpg", np.full((64, 64, 3), 120, np.uint8))[1].tobytes()
+
+Launch = Callable[..., subprocess.Popen]
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Iterator[Launch]:
+    """Start ``launch/policy.launch.py`` with arguments; it is ended with the test."""
+    started: list[subprocess.Popen] = []
+
+    def start(**arguments: object) -> subprocess.Popen:
+        words = [f"{name}:={value}" for name, value in arguments.items()]
+        file = ROOT / "launch" / "policy.launch.py"
+        command = [sys.executable, str(ROOT / "scripts" / "ros2_launch.py"), str(file), *words]
+        environment = {**os.environ, "ROS_LOG_DIR": str(tmp_path / "log")}
+        with (tmp_path / "output.txt").open("wb") as output:
+            process = subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+class LiberoRobot:
+    """Publishes what ``config/libero.yaml`` asks for."""
+
+    def __init__(self, robot) -> None:
+        self.robot = robot
+        self.cameras = [
+            robot.create_publisher(
+                CompressedImage, f"camera/{name}/image_raw/compressed", qos_profile_sensor_data
+            )
+            for name in ("primary", "wrist")
+        ]
+
+    def sense(self, age_s: float = 0.0) -> None:
+        stamp = ns_to_stamp(self.robot.now_ns() - round(age_s * 1e9))
+        # In another order than the model's: the node picks by name.
+        state = JointState(name=STATE_NAMES[::-1], position=[0.1] * len(STATE_NAMES))
+        state.header.stamp = stamp
+        self.robot.state.publish(state)
+        for camera in self.cameras:
+            image = CompressedImage(format="jpeg", data=JPEG)
+            image.header.stamp = stamp
+            camera.publish(image)
+
+
+def state_of(robot) -> int:
+    """The node's lifecycle state, over DDS; unknown while it does not answer."""
+    client = robot.create_client(GetState, "policy/get_state")
+    try:
+        if not robot.until(client.service_is_ready, timeout_s=60):
+            return State.PRIMARY_STATE_UNKNOWN
+        answer = client.call_async(GetState.Request())
+        if not robot.until(answer.done):
+            return State.PRIMARY_STATE_UNKNOWN
+        return answer.result().current_state.id
+    finally:
+        robot.destroy_client(client)
+
+
+def wait_until_active(robot) -> bool:
+    return robot.until(lambda: state_of(robot) == State.PRIMARY_STATE_ACTIVE, timeout_s=60)
+
+
+def told(robot, text: str) -> bool:
+    return any(text in s.message for array in robot.statuses for s in array.status)
+
+
+def end(process: subprocess.Popen) -> int:
+    process.send_signal(signal.SIGINT)
+    return process.wait(timeout=30)
+
+
+def output_of(tmp_path: Path) -> str:
+    return (tmp_path / "output.txt").read_text()
+
+
+def test_a_launched_node_answers_and_ends_cleanly_with_a_hold(
+    robot, launch: Launch, packed_checkpoint: Path, tmp_path: Path
+) -> None:
+    process = launch(checkpoint=packed_checkpoint)
+    assert wait_until_active(robot), output_of(tmp_path)
+    robot.say("pick up the black bowl")
+    libero = LiberoRobot(robot)
+    assert robot.until(lambda: len(robot.chunks) >= 3, timeout_s=60, meanwhile=libero.sense), (
+        output_of(tmp_path)
+    )
+    chunk = robot.chunks[-1]
+    assert len(chunk.data) == chunk.horizon * chunk.dim == 8 * 7
+    assert np.isfinite(chunk.data).all()
+    assert chunk.names[chunk.gripper_index] == "gripper"
+    assert stamp_to_ns(chunk.publish_stamp) < stamp_to_ns(chunk.valid_until)
+    assert len(chunk.checkpoint_sha256) == 64
+    assert robot.until(
+        lambda: any(
+            entry.key == "model_p99_ms"
+            for array in robot.statuses
+            for status in array.status
+            for entry in status.values
+        ),
+        meanwhile=libero.sense,
+    )
+    assert end(process) == 0, output_of(tmp_path)
+    assert robot.until(lambda: robot.holds != [])
+    assert robot.messages[-1].hold_reason == "SIGINT"
+    assert "process has finished cleanly" in output_of(tmp_path)
+
+
+def test_a_launched_node_does_not_answer_stale_observations(
+    robot, launch: Launch, packed_checkpoint: Path, tmp_path: Path
+) -> None:
+    launch(checkpoint=packed_checkpoint)
+    assert wait_until_active(robot), output_of(tmp_path)
+    robot.say("pick up the black bowl")
+    libero = LiberoRobot(robot)
+    assert robot.until(
+        lambda: told(robot, "waiting for camera_primary"),
+        meanwhile=lambda: libero.sense(age_s=0.7),
+    )
+    assert robot.messages == []
+    assert robot.until(lambda: robot.chunks != [], timeout_s=60, meanwhile=libero.sense)
+
+
+def test_a_corrupt_checkpoint_leaves_a_launched_node_unconfigured_with_the_reason(
+    robot, launch: Launch, packed_checkpoint: Path, tmp_path: Path
+) -> None:
+    data = packed_checkpoint.read_bytes()
+    corrupt = tmp_path / "corrupt.qvla.safetensors"
+    corrupt.write_bytes(data[: len(data) // 2])
+    process = launch(checkpoint=corrupt)
+    assert robot.until(lambda: told(robot, "CheckpointError"), timeout_s=60), output_of(tmp_path)
+    assert state_of(robot) == State.PRIMARY_STATE_UNCONFIGURED
+    assert "not configured: CheckpointError" in output_of(tmp_path)
+    assert end(process) == 0, output_of(tmp_path)
+
+
+def test_without_autostart_a_launched_node_waits_to_be_configured(
+    robot, launch: Launch, tmp_path: Path
+) -> None:
+    process = launch(checkpoint="none", autostart="false")
+    assert state_of(robot) == State.PRIMARY_STATE_UNCONFIGURED
+    assert robot.until(lambda: told(robot, "not configured"))
+    assert end(process) == 0, output_of(tmp_path)
+
+
+def test_sigterm_ends_the_executable_cleanly(robot) -> None:
+    process = subprocess.Popen([sys.executable, str(ROOT / "scripts" / "policy_node")])
+    try:
+        assert state_of(robot) == State.PRIMARY_STATE_UNCONFIGURED
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 0
+    finally:
+        process.kill()
