@@ -17,11 +17,6 @@ if TYPE_CHECKING:
 HELP = "run a policy in the LIBERO simulation: success rates with intervals, paired comparison"
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Declare the verb."""
-    add_arguments(subparsers.add_parser("rollout", help=HELP, description=HELP))
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument("--suite", default="libero_spatial", help="LIBERO suite")

@@ -14,6 +14,7 @@ from qvla_ros.evaluate.figure_style import (
     series_colour,
     styled,
 )
+from qvla_ros.quantize.exact import spearman
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -184,23 +185,10 @@ def _scatter(axes: "Axes", width: int, predicted: np.ndarray, measured: np.ndarr
         axes.plot(ends, ends, color=GRID, linewidth=0.9, linestyle="--", zorder=1)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    rank_correlation = _spearman(predicted, measured)
+    rank_correlation = spearman(predicted, measured)
     axes.set_title(f"{width} bits · {len(predicted)} rows · Spearman {rank_correlation:.2f}")
     axes.set_xlabel("predicted")
     add_grid(axes, "both")
-
-
-def _spearman(first: np.ndarray, second: np.ndarray) -> float:
-    if len(first) < 2:
-        return float("nan")
-    return float(np.corrcoef(_ranks(first), _ranks(second))[0, 1])
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 0, ties sharing their mean."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts) - 1
-    return (last - (counts - 1) / 2)[inverse]
 
 
 def plot_worst_layers(

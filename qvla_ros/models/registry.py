@@ -162,7 +162,15 @@ def _constants(
             raise UnsupportedModelError(f"{file}--*checkpoint.pt lacks the tensor {name!r}")
     action_dim = head["model.fc2.weight"].shape[0]
     state_dim = proprio["fc1.weight"].shape[1]
-    return robot_constants(robot) if robot else infer_robot_constants(action_dim, state_dim)
+    if robot is None:
+        return infer_robot_constants(action_dim, state_dim)
+    constants = robot_constants(robot)
+    if (constants.action_dim, constants.state_dim) != (action_dim, state_dim):
+        raise UnsupportedModelError(
+            f"robot {robot!r} has {constants.action_dim} action and {constants.state_dim} state "
+            f"dimensions, the model's head and projector have {action_dim} and {state_dim}"
+        )
+    return constants
 
 
 def processing_settings(

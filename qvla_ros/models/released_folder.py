@@ -4,6 +4,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError  # only the error: files are read with weights_only
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -162,17 +163,11 @@ def load_side_file(folder: Path, stem: str) -> dict[str, Tensor]:
         )
     try:
         table = torch.load(found[0], map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, _unpickling_error()) as error:
+    except (OSError, RuntimeError, ValueError, EOFError, LookupError, UnpicklingError) as error:
         raise UnsupportedModelError(f"cannot read {found[0]}: {error}") from error
     if not isinstance(table, dict) or not all(torch.is_tensor(t) for t in table.values()):
         raise UnsupportedModelError(f"{found[0]} is not a table of tensors")
     return {name.removeprefix("module."): tensor for name, tensor in table.items()}
-
-
-def _unpickling_error() -> type[Exception]:
-    from pickle import UnpicklingError  # only its error type: the file is read with weights_only
-
-    return UnpicklingError
 
 
 def fingerprint(path: Path) -> str:

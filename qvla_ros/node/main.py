@@ -46,4 +46,7 @@ def main(arguments: list[str] | None = None, load: LoadPolicy = load_with_thread
         executor.shutdown()
         node.destroy_node()
         rclpy.try_shutdown()
+        # The interpreter takes a while to end, with its own handlers; a launcher may signal twice.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     return 0

@@ -100,9 +100,17 @@ class RowChoice:
 
 
 def spearman(first: np.ndarray, second: np.ndarray) -> float:
-    """Rank correlation of two ``[n]`` arrays; values are taken to have no ties."""
-    ranks = [np.argsort(np.argsort(values)).astype(np.float64) for values in (first, second)]
-    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
+    """Rank correlation of two ``[n]`` arrays; NaN for fewer than two values."""
+    if len(first) < 2:
+        return float("nan")
+    return float(np.corrcoef(_ranks(first), _ranks(second))[0, 1])
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks from 0, ties sharing their mean."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts) - 1
+    return (last - (counts - 1) / 2)[inverse]
 
 
 def _double(frame: ModelInputs) -> ModelInputs:

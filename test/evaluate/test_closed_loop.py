@@ -243,13 +243,9 @@ def test_the_table_and_the_json_say_rate_interval_simulator_and_pairs():
 
 
 def test_the_arguments_of_the_verb_are_understood():
-    import argparse
+    from qvla_ros.cli.main import build_parser
 
-    from qvla_ros.cli.rollout import add_parser
-
-    parser = argparse.ArgumentParser()
-    add_parser(parser.add_subparsers())
-    arguments = parser.parse_args(
+    arguments = build_parser().parse_args(
         ["rollout", "--tasks", "0,2", "--policy", "a.qvla.safetensors", "--out", "a.jsonl"]
     )
     assert arguments.tasks == (0, 2)

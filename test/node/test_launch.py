@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -177,11 +178,16 @@ def test_without_autostart_a_launched_node_waits_to_be_configured(
     assert end(process) == 0, output_of(tmp_path)
 
 
-def test_sigterm_ends_the_executable_cleanly(robot) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
+def test_a_signal_ends_the_executable_cleanly_even_when_it_comes_twice(
+    robot, number: signal.Signals
+) -> None:
     process = subprocess.Popen([sys.executable, str(ROOT / "scripts" / "policy_node")])
     try:
         assert state_of(robot) == State.PRIMARY_STATE_UNCONFIGURED
-        process.send_signal(signal.SIGTERM)
+        for _ in range(20):
+            process.send_signal(number)
+            time.sleep(0.05)
         assert process.wait(timeout=30) == 0
     finally:
         process.kill()

@@ -1,0 +1,150 @@
+"""The demo's results as a page."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from qvla_ros.evaluate.figures import plot_action_traces, plot_error_by_dimension, plot_latency
+from qvla_ros.evaluate.plan_figures import (
+    plot_bit_histogram,
+    plot_bits_per_layer,
+    plot_score_distribution,
+    plot_worst_layers,
+)
+from qvla_ros.evaluate.report import Report
+from qvla_ros.quantize.widths import WIDTHS
+
+if TYPE_CHECKING:
+    from demo.run_demo import DemoResult
+    from qvla_ros.quantize.bit_plan import BitPlan
+
+
+def write_report(result: "DemoResult", path: Path) -> None:
+    """Write the page, atomically."""
+    summary = result.summary
+    bf16, nearest, ours = result.contestants
+    report = Report(
+        "The demo policy at 4 bits, by action sensitivity",
+        f"{summary['machine']['processor']}, {summary['machine']['cores']} cores, "
+        f"{summary['heldout_frames']} held-out frames",
+    )
+    report.add_tiles(
+        {
+            "of the BF16 bytes": f"{summary['packed_share']:.1%}",
+            "action error, ours": f"{ours.error.mean_l1:.4f}",
+            "action error, round-to-nearest": f"{nearest.error.mean_l1:.4f}",
+            "chunks over DDS": str(summary["chunks_received"]),
+            "stale chunks": str(summary["chunks_stale"]),
+            "camera stamp to chunk, p99": f"{summary['latency_ms_p99']:.0f} ms",
+        }
+    )
+    report.add_table(
+        ("policy", "bytes", "of BF16", "action error (L1)", "gripper flips", "p50 ms"),
+        [
+            (
+                one.label,
+                f"{one.bytes:,}",
+                f"{one.bytes / bf16.bytes:.1%}",
+                f"{one.error.mean_l1:.5f}",
+                one.error.gripper_flips,
+                f"{np.median(one.latency_ms):.1f}",
+            )
+            for one in result.contestants
+        ],
+        "Held-out frames against the float32 policy, in normalised action units. The BF16 bytes "
+        "count the whole released folder, unused blocks and lm_head included.",
+    )
+    _add_plan(report, result)
+    _add_actions(report, result)
+    _add_live(report, result)
+    report.write(path)
+
+
+def _add_plan(report: Report, result: "DemoResult") -> None:
+    plan = result.plan
+    report.add_heading("Where the bits went")
+    counts = {
+        bits: [int((plan.row_bits[layer.name] == bits).sum()) for layer in plan.layers]
+        for bits in WIDTHS
+    }
+    names = [layer.name for layer in plan.layers]
+    report.add_figure(
+        plot_bits_per_layer(names, [layer.part for layer in plan.layers], counts),
+        "Average bits of each layer, and the share of its rows at each width.",
+    )
+    report.add_figure(
+        plot_bit_histogram({part: _shares(plan, part) for part in ("vision", "language")}),
+        "Share of the weights at each width.",
+    )
+    scores = torch.cat([result.table.scores[name] for name in names]).numpy()
+    report.add_figure(
+        plot_score_distribution(
+            {bits: scores[:, i] for i, bits in enumerate(WIDTHS) if bits < 16}
+        ),
+        "Expected squared action change of quantizing a single row.",
+    )
+    chosen = [
+        float(result.table.scores[name].gather(1, _levels(plan.row_bits[name])[:, None]).sum())
+        for name in names
+    ]
+    report.add_figure(
+        plot_worst_layers(names, chosen, "predicted squared action change"),
+        "The layers that the plan pays most for.",
+    )
+
+
+def _levels(row_bits: torch.Tensor) -> torch.Tensor:
+    return torch.searchsorted(torch.tensor(WIDTHS, dtype=torch.uint8), row_bits)
+
+
+def _shares(plan: "BitPlan", part: str) -> dict[int, float]:
+    layers = [layer for layer in plan.layers if layer.part == part]
+    total = sum(layer.weights for layer in layers)
+    return {
+        bits: sum(int((plan.row_bits[one.name] == bits).sum()) * one.columns for one in layers)
+        / total
+        for bits in WIDTHS
+    }
+
+
+def _add_actions(report: Report, result: "DemoResult") -> None:
+    names = result.model.processing.settings.robot.action_names
+    report.add_heading("What the robot would do")
+    report.add_figure(
+        plot_error_by_dimension(
+            names, {one.label: one.error.l1_by_dimension for one in reversed(result.contestants)}
+        ),
+        "Mean absolute action error by dimension.",
+    )
+    first = result.episodes[0]
+    count = len(first.observations)
+    start = first.observations[0].stamp_ns
+    times = np.array([(one.stamp_ns - start) / 1e9 for one in first.observations])
+    traces = {
+        "QVLA 4.0 bits": result.contestants[2].answers.values[:count, 0],
+        "float32": result.reference.values[:count, 0],
+    }
+    report.add_figure(
+        plot_action_traces(times, traces, names),
+        "First action of every chunk over the first held-out episode, normalised units.",
+    )
+
+
+def _add_live(report: Report, result: "DemoResult") -> None:
+    live = result.live
+    report.add_heading("Over ROS 2")
+    delays = [(chunk["received"] - chunk["stamp"]) / 1e6 for chunk in live.chunks]
+    model = [chunk["stage_ms"].get("model", float("nan")) for chunk in live.chunks]
+    report.add_figure(
+        plot_latency({"camera stamp to received chunk": delays, "network": model}),
+        "Measured by an independent subscriber; the network's share as the node states it.",
+    )
+    if live.diagnostics:
+        values = live.diagnostics[-1]["values"]
+        report.add_table(
+            ("diagnostic", "value"),
+            sorted(values.items()),
+            "The last message on /diagnostics.",
+        )

@@ -1,0 +1,264 @@
+"""``make demo``: from a trained VLA to action chunks on a ROS 2 topic, measured.
+
+Assemble the demo model, measure its sensitivity on the calibration bags, quantize it to 4.0
+average bits, do the same with round-to-nearest, serve the mixed checkpoint through ``launch_ros``,
+play the held-out bags to it over DDS, and compare what an independent subscriber received with
+the float policy.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from demo.assemble import SOURCE, assemble
+from demo.demo_report import write_report
+from demo.live_run import ROOT, LiveRun, run_live
+from qvla_ros.cli.measure import measure
+from qvla_ros.cli.progress import Progress
+from qvla_ros.errors import QvlaError
+from qvla_ros.evaluate.comparison import NormalizedActions, answer_all
+from qvla_ros.evaluate.episode import Episode, read_episode
+from qvla_ros.evaluate.fidelity import ActionError
+from qvla_ros.evaluate.latency import measure_latency
+from qvla_ros.evaluate.machine import describe_machine
+from qvla_ros.models.registry import LoadedModel, load_model
+from qvla_ros.policy.policy import Policy, PolicyIdentity, float_policy, load_policy
+from qvla_ros.quantize.allocation import allocate_bits
+from qvla_ros.quantize.bit_plan import BitBudget, BitPlan, uniform_plan
+from qvla_ros.quantize.pipeline import write_quantized
+from qvla_ros.quantize.rounding import round_nearest
+from qvla_ros.quantize.sensitivity import SensitivityTable
+from qvla_ros.quantize.storage import save_plan, save_table
+
+BITS = 4.0
+FRAMES, PROBES = 32, 4
+REPEAT = 3
+TIMED_INFERENCES = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Contestant:
+    """One way to run the model, measured on the held-out frames.
+
+    Attributes:
+        label: For tables.
+        bytes: Of the checkpoint, or of the float tensors.
+        error: Against the float32 policy.
+        answers: Normalised actions on every held-out frame.
+        latency_ms: Whole inferences, in this process.
+    """
+
+    label: str
+    bytes: int
+    error: ActionError
+    answers: NormalizedActions
+    latency_ms: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DemoResult:
+    """Everything that the demo measured.
+
+    Attributes:
+        model: The float model.
+        table: Sensitivity of every row.
+        plan: The mixed plan.
+        reference: Answers of the float32 policy on every held-out frame.
+        contestants: BF16, round-to-nearest, ours.
+        episodes: The held-out bags.
+        live: What came over DDS.
+        live_error: Received chunks against the float32 policy on the same frames.
+        summary: The content of ``summary.json``.
+    """
+
+    model: LoadedModel
+    table: SensitivityTable
+    plan: BitPlan
+    reference: NormalizedActions
+    contestants: tuple[Contestant, ...]
+    episodes: tuple[Episode, ...]
+    live: LiveRun
+    live_error: float
+    summary: dict
+
+
+def run(out: Path, bags: Path) -> DemoResult:
+    """Run everything; files are left under ``out``."""
+    out.mkdir(parents=True, exist_ok=True)
+    folder = assemble(SOURCE, out / "model")
+    model = load_model(folder)
+    calibration = sorted(bags.glob("calibration_*"))
+    heldout = sorted(bags.glob("heldout_*"))
+    table = measure(model, calibration, FRAMES, PROBES, seed=0)
+    save_table(table, out / "sensitivity.safetensors")
+    plan = allocate_bits(table, BitBudget(average_bits_per_weight=BITS))
+    save_plan(plan, out / "plan.safetensors")
+    ours = out / "policy.qvla.safetensors"
+    nearest = out / "nearest.qvla.safetensors"
+    with Progress(2 * len(plan.layers), "packing layers") as progress:
+        write_quantized(model, plan, ours, on_progress=lambda *_: progress.advance())
+        uniform = uniform_plan(table.layers, int(BITS), model.fingerprint)
+        write_quantized(
+            model, uniform, nearest, round_nearest, on_progress=lambda *_: progress.advance()
+        )
+    episodes = tuple(read_episode(bag) for bag in heldout)
+    reference, contestants = _contest(model, folder, ours, nearest, episodes)
+    print(f"serving {ours.name} and playing {len(heldout)} bags {REPEAT} times", file=sys.stderr)
+    live = run_live(ours, heldout, REPEAT, out)
+    result = _summarized(model, table, plan, reference, contestants, episodes, live)
+    (out / "summary.json").write_text(json.dumps(result.summary, indent=2) + "\n")
+    write_report(result, out / "report.html")
+    return result
+
+
+def _contest(
+    model: LoadedModel, folder: Path, ours: Path, nearest: Path, episodes: tuple[Episode, ...]
+) -> tuple[NormalizedActions, tuple[Contestant, ...]]:
+    observations = [one for episode in episodes for one in episode.observations]
+    identity = PolicyIdentity(model.model_id, model.fingerprint, "float32")
+    exact = Policy(model.network, model.processing, identity)
+    candidates = (
+        ("BF16", model.bf16_bytes, float_policy(folder, dtype=torch.bfloat16)),
+        ("RTN 4 bits", nearest.stat().st_size, load_policy(nearest)),
+        ("QVLA 4.0 bits", ours.stat().st_size, load_policy(ours)),
+    )
+    contestants = []
+    with Progress((1 + len(candidates)) * len(observations), "comparing actions") as progress:
+        reference = answer_all(exact, observations, lambda *_: progress.advance())
+        for label, size, policy in candidates:
+            answers = answer_all(policy, observations, lambda *_: progress.advance())
+            error = answers.error_against(reference, policy.action_names)
+            latency = measure_latency(policy, observations, TIMED_INFERENCES).wall_ms
+            contestants.append(Contestant(label, size, error, answers, latency))
+    return reference, tuple(contestants)
+
+
+def _summarized(
+    model: LoadedModel,
+    table: SensitivityTable,
+    plan: BitPlan,
+    reference: NormalizedActions,
+    contestants: tuple[Contestant, ...],
+    episodes: tuple[Episode, ...],
+    live: LiveRun,
+) -> DemoResult:
+    bf16, nearest, ours = contestants
+    live_error, unmatched = _live_error(model, live, episodes, reference)
+    delays = [(chunk["received"] - chunk["stamp"]) / 1e6 for chunk in live.chunks]
+    last = live.diagnostics[-1]["values"] if live.diagnostics else {}
+    played = [frame["sent"] for frame in live.frames]
+    stamps = [chunk["stamp"] for chunk in live.chunks]
+    summary = {
+        "average_bits_per_weight": round(plan.average_bits_per_weight, 4),
+        "bit_histogram": {str(bits): rows for bits, rows in plan.bit_histogram.items()},
+        "packed_bytes": ours.bytes,
+        "rtn_packed_bytes": nearest.bytes,
+        "bf16_bytes": bf16.bytes,
+        "packed_share": round(ours.bytes / bf16.bytes, 4),
+        "heldout_action_error": ours.error.mean_l1,
+        "rtn_heldout_action_error": nearest.error.mean_l1,
+        "bf16_heldout_action_error": bf16.error.mean_l1,
+        "heldout_gripper_flips": {c.label: c.error.gripper_flips for c in contestants},
+        "heldout_frames": len(reference.values),
+        "chunks_received": len(live.chunks),
+        "chunks_finite": all(np.isfinite(chunk["data"]).all() for chunk in live.chunks),
+        "chunks_stale": sum(c["received"] > c["valid_until"] for c in live.chunks),
+        "chunks_unmatched": unmatched,
+        "seconds_covered": round((max(stamps) - min(stamps)) / 1e9, 2) if stamps else 0.0,
+        "seconds_played": round((max(played) - min(played)) / 1e9, 2),
+        "live_action_error": live_error,
+        "latency_ms_p50": float(np.percentile(delays, 50)) if delays else None,
+        "latency_ms_p99": float(np.percentile(delays, 99)) if delays else None,
+        "offline_latency_ms_p50": {c.label: float(np.median(c.latency_ms)) for c in contestants},
+        "peak_rss_bytes": int(last.get("memory_process_peak_bytes", 0)),
+        "machine": describe_machine(),
+    }
+    return DemoResult(
+        model, table, plan, reference, contestants, episodes, live, live_error, summary
+    )
+
+
+def _live_error(
+    model: LoadedModel, live: LiveRun, episodes: tuple[Episode, ...], reference: NormalizedActions
+) -> tuple[float, int]:
+    """Mean L1 of the received chunks against the float policy, and chunks of unknown frames."""
+    recorded = [one.stamp_ns for episode in episodes for one in episode.observations]
+    index = {stamp: number for number, stamp in enumerate(recorded)}
+    frames = live.frame_of_stamp
+    errors, unmatched = [], 0
+    for chunk in live.chunks:
+        frame = frames.get(chunk["stamp"])
+        if frame is None or frame["recorded"] not in index:
+            unmatched += 1
+            continue
+        actions = np.asarray(chunk["data"], np.float32).reshape(chunk["horizon"], chunk["dim"])
+        normalized = model.processing.normalized_actions(actions)
+        errors.append(np.abs(normalized - reference.values[index[frame["recorded"]]]).mean())
+    return (float(np.mean(errors)) if errors else float("nan")), unmatched
+
+
+def table_text(result: DemoResult) -> str:
+    """The measured table, as text."""
+    lines = [
+        f"{'':<16}{'bytes':>12}{'of BF16':>9}{'action error':>14}{'flips':>7}{'p50 ms':>8}",
+    ]
+    base = result.contestants[0].bytes
+    for one in result.contestants:
+        lines.append(
+            f"{one.label:<16}{one.bytes:>12,}{one.bytes / base:>9.1%}{one.error.mean_l1:>14.5f}"
+            f"{one.error.gripper_flips:>7}{np.median(one.latency_ms):>8.1f}"
+        )
+    summary = result.summary
+    lines += [
+        "",
+        f"over DDS: {summary['chunks_received']} chunks, {summary['chunks_stale']} stale, "
+        f"covering {summary['seconds_covered']} of {summary['seconds_played']} s played; camera "
+        f"stamp to chunk p50 {summary['latency_ms_p50']:.1f} ms, "
+        f"p99 {summary['latency_ms_p99']:.1f} ms; action error {summary['live_action_error']:.5f}; "
+        f"node's peak memory {summary['peak_rss_bytes'] / 2**20:.0f} MiB",
+        "action error: mean |a - a_float32| in normalised units; flips: gripper decisions changed",
+    ]
+    return "\n".join(lines)
+
+
+def faults(summary: dict) -> list[str]:
+    """What a good run must not show."""
+    checks = {
+        "no chunk came over DDS": summary["chunks_received"] == 0,
+        "a chunk was not finite": not summary["chunks_finite"],
+        "a chunk was stale": summary["chunks_stale"] > 0,
+        "a chunk answers a frame that was never played": summary["chunks_unmatched"] > 0,
+        "the bags were not covered": summary["seconds_covered"] < 0.9 * summary["seconds_played"],
+        "the mixed plan is not better than round-to-nearest": summary["heldout_action_error"]
+        >= summary["rtn_heldout_action_error"],
+        "the checkpoint is larger than 0.35 of BF16": summary["packed_share"] >= 0.35,
+    }
+    return [text for text, wrong in checks.items() if wrong]
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Quantize, serve and measure the demo policy.")
+    parser.add_argument("--out", type=Path, default=ROOT / "demo_output")
+    parser.add_argument("--bags", type=Path, default=ROOT / "demo" / "bags")
+    arguments = parser.parse_args()
+    try:
+        result = run(arguments.out, arguments.bags)
+    except QvlaError as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 2
+    print(table_text(result))
+    print(f"\n{arguments.out / 'summary.json'}\n{arguments.out / 'report.html'}")
+    wrong = faults(result.summary)
+    for text in wrong:
+        print(f"demo: {text}", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

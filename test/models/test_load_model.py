@@ -1,0 +1,206 @@
+"""Loading a model folder: strict about every file, key and shape."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_model import tiny_folder, tiny_observation
+
+from qvla_ros.errors import UnsupportedModelError
+from qvla_ros.models.processing import stack_inputs
+from qvla_ros.models.registry import load_model
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory):
+    return tiny_folder(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def folder(pristine, tmp_path):
+    return shutil.copytree(pristine, tmp_path / "copy")
+
+
+def edit_json(path: Path, change) -> None:
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+def edit_shard(folder: Path, change) -> None:
+    path = folder / "model-00001-of-00002.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+    index = folder / "model.safetensors.index.json"
+    other = load_file(folder / "model-00002-of-00002.safetensors")
+    names = dict.fromkeys(tensors, path.name) | dict.fromkeys(
+        other, "model-00002-of-00002.safetensors"
+    )
+    index.write_text(json.dumps({"weight_map": names}))
+
+
+def test_a_folder_in_the_released_layout_gives_finite_actions(pristine):
+    model = load_model(pristine)
+    actions = model.network(model.processing.prepare(tiny_observation()))
+    assert actions.shape == (1, 8, 7)
+    assert actions.dtype == torch.float32
+    assert torch.isfinite(actions).all()
+
+
+def test_what_never_runs_is_not_built(pristine):
+    names = dict(load_model(pristine).network.named_parameters())
+    dead = ("lm_head", "attn_pool", "featurizer.norm", "featurizer.blocks.2.")
+    assert not [name for name in names if any(mark in name for mark in dead)]
+
+
+def test_every_target_of_towers_and_language_model_is_a_linear_layer(pristine):
+    layers = load_model(pristine).network.linear_layers()
+    assert len(layers) == 2 * (1 + 2 * 4) + 2 * 7
+    assert {layer.part for layer in layers} == {"vision", "language"}
+
+
+def test_attention_is_bidirectional(pristine):
+    model = load_model(pristine)
+    llama = model.network.llama
+    tokens = torch.randn(1, 6, 32)
+    changed = tokens.clone()
+    changed[0, -1] += 1.0
+    mask = torch.zeros(1, 1, 6, 6)
+    first, second = (
+        llama(inputs_embeds=one, attention_mask=mask, use_cache=False).last_hidden_state[0, 0]
+        for one in (tokens, changed)
+    )
+    assert (first - second).abs().max() > 1e-4
+
+
+def test_a_black_and_a_white_image_give_different_actions(pristine):
+    model = load_model(pristine)
+    answers = []
+    for level in (0, 255):
+        images = {n: np.full((40, 40, 3), level, np.uint8) for n in ("primary", "wrist")}
+        observation = replace(tiny_observation(), images=images)
+        answers.append(model.network(model.processing.prepare(observation)))
+    assert (answers[0] - answers[1]).abs().max() > 1e-3
+
+
+def test_the_order_of_the_cameras_matters(pristine):
+    model = load_model(pristine)
+    observation = tiny_observation()
+    swapped = replace(
+        observation,
+        images={"primary": observation.images["wrist"], "wrist": observation.images["primary"]},
+    )
+    answers = [model.network(model.processing.prepare(one)) for one in (observation, swapped)]
+    assert (answers[0] - answers[1]).abs().max() > 1e-4
+
+
+def test_a_batch_gives_the_answers_of_its_frames(pristine):
+    model = load_model(pristine)
+    frames = [model.processing.prepare(tiny_observation(seed)) for seed in range(3)]
+    together = model.network(stack_inputs(frames))
+    for frame, answer in zip(frames, together, strict=True):
+        torch.testing.assert_close(model.network(frame)[0], answer, rtol=1e-4, atol=1e-5)
+
+
+def test_the_rotary_table_survives_loading(pristine):
+    llama = load_model(pristine).network.llama
+    assert not llama.rotary_emb.inv_freq.is_meta
+    assert llama.rotary_emb.inv_freq.dtype == torch.float32
+
+
+FAULTS = {
+    "no such folder": (shutil.rmtree, "is not a folder"),
+    "no config": (lambda f: (f / "config.json").unlink(), "config.json"),
+    "config is not JSON": (lambda f: (f / "config.json").write_text("{"), "not valid JSON"),
+    "another model type": (
+        lambda f: edit_json(f / "config.json", lambda c: c.update(model_type="llava")),
+        "'llava'",
+    ),
+    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "tokenizer.json"),
+    "no shards": (
+        lambda f: (f / "model.safetensors.index.json").unlink(),
+        "model.safetensors.index.json",
+    ),
+    "a shard is gone": (
+        lambda f: (f / "model-00002-of-00002.safetensors").unlink(),
+        "model-00002-of-00002",
+    ),
+    "a shard is cut": (
+        lambda f: (f / "model-00001-of-00002.safetensors").write_bytes(b"\x08"),
+        "model-00001-of-00002",
+    ),
+    "an unknown tensor": (
+        lambda f: edit_shard(f, lambda t: t.update(surprise=torch.zeros(1))),
+        "unknown tensor.*'surprise'",
+    ),
+    "a missing tensor": (
+        lambda f: edit_shard(f, lambda t: t.pop("projector.fc1.weight", None) or t.popitem()),
+        "missing tensor",
+    ),
+    "another shape": (
+        lambda f: edit_shard(f, lambda t: t.update({next(iter(t)): torch.zeros(3, 3, 3)})),
+        "has shape",
+    ),
+    "no action head": (
+        lambda f: (f / "action_head--7_checkpoint.pt").unlink(),
+        "exactly one action_head",
+    ),
+    "two action heads": (
+        lambda f: shutil.copy(
+            f / "action_head--7_checkpoint.pt", f / "action_head--8_checkpoint.pt"
+        ),
+        "exactly one action_head",
+    ),
+    "a corrupt projector": (
+        lambda f: (f / "proprio_projector--7_checkpoint.pt").write_bytes(b"rubbish"),
+        "proprio_projector--7",
+    ),
+    "a FiLM folder": (
+        lambda f: (f / "vision_backbone--7_checkpoint.pt").write_bytes(b""),
+        "FiLM",
+    ),
+    "a diffusion head": (
+        lambda f: (f / "noisy_action_projector--7_checkpoint.pt").write_bytes(b""),
+        "diffusion",
+    ),
+    "statistics of another size": (
+        lambda f: edit_json(
+            f / "dataset_statistics.json", lambda s: s["tiny"]["proprio"].update(q01=[0.0])
+        ),
+        "dimensions|proprio",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_faulty_folder_is_refused_with_the_culprit(folder, fault):
+    spoil, message = FAULTS[fault]
+    spoil(folder)
+    with pytest.raises(UnsupportedModelError, match=message):
+        load_model(folder)
+
+
+def test_several_statistics_need_a_key(folder):
+    path = folder / "dataset_statistics.json"
+    edit_json(path, lambda s: s.update(other=s["tiny"]))
+    with pytest.raises(UnsupportedModelError, match="other, tiny"):
+        load_model(folder)
+    assert load_model(folder, unnorm_key="other").processing.settings.unnorm_key == "other"
+    with pytest.raises(UnsupportedModelError, match="'absent' is not one of them"):
+        load_model(folder, unnorm_key="absent")
+
+
+def test_a_path_with_another_robots_name_changes_nothing(pristine, tmp_path):
+    moved = shutil.copytree(pristine, tmp_path / "bridge_aloha")
+    assert load_model(moved).processing.settings.robot.name == "libero"
+
+
+def test_a_robot_of_another_size_is_refused(pristine):
+    with pytest.raises(UnsupportedModelError, match="aloha"):
+        load_model(pristine, robot="aloha")
