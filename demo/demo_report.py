@@ -118,7 +118,7 @@ def _add_actions(report: Report, result: "DemoResult") -> None:
         ),
         "Mean absolute action error by dimension.",
     )
-    first = result.episodes[0]
+    first = result.heldout.episodes[0]
     count = len(first.observations)
     start = first.observations[0].stamp_ns
     times = np.array([(one.stamp_ns - start) / 1e9 for one in first.observations])

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ class LiveRun:
         return {frame["sent"]: frame for frame in self.frames}
 
 
-def run_live(checkpoint: Path, bags: list[Path], repeat: int, folder: Path) -> LiveRun:
+def run_live(checkpoint: Path, bags: Sequence[Path], repeat: int, folder: Path) -> LiveRun:
     """Serve a checkpoint through ``launch_ros`` and play bags to it over DDS in real time.
 
     Raises:

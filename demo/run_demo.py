@@ -27,6 +27,7 @@ from qvla_ros.evaluate.fidelity import ActionError
 from qvla_ros.evaluate.latency import measure_latency
 from qvla_ros.evaluate.machine import describe_machine
 from qvla_ros.models.registry import LoadedModel, load_model
+from qvla_ros.observation import Observation
 from qvla_ros.policy.policy import Policy, PolicyIdentity, float_policy, load_policy
 from qvla_ros.quantize.allocation import allocate_bits
 from qvla_ros.quantize.bit_plan import BitBudget, BitPlan, uniform_plan
@@ -61,6 +62,34 @@ class Contestant:
 
 
 @dataclass(frozen=True, slots=True)
+class Heldout:
+    """The held-out bags.
+
+    Attributes:
+        bags: Folders.
+        episodes: Their contents.
+    """
+
+    bags: tuple[Path, ...]
+    episodes: tuple[Episode, ...]
+
+    @property
+    def observations(self) -> list[Observation]:
+        """All frames of all bags, in order."""
+        return [one for episode in self.episodes for one in episode.observations]
+
+    @property
+    def index_of(self) -> dict[tuple[str, int], int]:
+        """Bag and recorded stamp to the index in ``observations``; bags may share stamps."""
+        pairs = [
+            (str(bag), one.stamp_ns)
+            for bag, episode in zip(self.bags, self.episodes, strict=True)
+            for one in episode.observations
+        ]
+        return {pair: index for index, pair in enumerate(pairs)}
+
+
+@dataclass(frozen=True, slots=True)
 class DemoResult:
     """Everything that the demo measured.
 
@@ -70,9 +99,8 @@ class DemoResult:
         plan: The mixed plan.
         reference: Answers of the float32 policy on every held-out frame.
         contestants: BF16, round-to-nearest, ours.
-        episodes: The held-out bags.
+        heldout: The held-out bags.
         live: What came over DDS.
-        live_error: Received chunks against the float32 policy on the same frames.
         summary: The content of ``summary.json``.
     """
 
@@ -81,9 +109,8 @@ class DemoResult:
     plan: BitPlan
     reference: NormalizedActions
     contestants: tuple[Contestant, ...]
-    episodes: tuple[Episode, ...]
+    heldout: Heldout
     live: LiveRun
-    live_error: float
     summary: dict
 
 
@@ -93,7 +120,8 @@ def run(out: Path, bags: Path) -> DemoResult:
     folder = assemble(SOURCE, out / "model")
     model = load_model(folder)
     calibration = sorted(bags.glob("calibration_*"))
-    heldout = sorted(bags.glob("heldout_*"))
+    folders = tuple(sorted(bags.glob("heldout_*")))
+    heldout = Heldout(folders, tuple(read_episode(bag) for bag in folders))
     table = measure(model, calibration, FRAMES, PROBES, seed=0)
     save_table(table, out / "sensitivity.safetensors")
     plan = allocate_bits(table, BitBudget(average_bits_per_weight=BITS))
@@ -106,20 +134,19 @@ def run(out: Path, bags: Path) -> DemoResult:
         write_quantized(
             model, uniform, nearest, round_nearest, on_progress=lambda *_: progress.advance()
         )
-    episodes = tuple(read_episode(bag) for bag in heldout)
-    reference, contestants = _contest(model, folder, ours, nearest, episodes)
-    print(f"serving {ours.name} and playing {len(heldout)} bags {REPEAT} times", file=sys.stderr)
-    live = run_live(ours, heldout, REPEAT, out)
-    result = _summarized(model, table, plan, reference, contestants, episodes, live)
+    reference, contestants = _contest(model, folder, ours, nearest, heldout.observations)
+    print(f"serving {ours.name} and playing {len(folders)} bags {REPEAT} times", file=sys.stderr)
+    live = run_live(ours, folders, REPEAT, out)
+    summary = _summary(model, plan, reference, contestants, heldout, live)
+    result = DemoResult(model, table, plan, reference, contestants, heldout, live, summary)
     (out / "summary.json").write_text(json.dumps(result.summary, indent=2) + "\n")
     write_report(result, out / "report.html")
     return result
 
 
 def _contest(
-    model: LoadedModel, folder: Path, ours: Path, nearest: Path, episodes: tuple[Episode, ...]
+    model: LoadedModel, folder: Path, ours: Path, nearest: Path, observations: list[Observation]
 ) -> tuple[NormalizedActions, tuple[Contestant, ...]]:
-    observations = [one for episode in episodes for one in episode.observations]
     identity = PolicyIdentity(model.model_id, model.fingerprint, "float32")
     exact = Policy(model.network, model.processing, identity)
     candidates = (
@@ -138,22 +165,21 @@ def _contest(
     return reference, tuple(contestants)
 
 
-def _summarized(
+def _summary(
     model: LoadedModel,
-    table: SensitivityTable,
     plan: BitPlan,
     reference: NormalizedActions,
     contestants: tuple[Contestant, ...],
-    episodes: tuple[Episode, ...],
+    heldout: Heldout,
     live: LiveRun,
-) -> DemoResult:
+) -> dict:
     bf16, nearest, ours = contestants
-    live_error, unmatched = _live_error(model, live, episodes, reference)
+    live_error, unmatched = _live_error(model, live, heldout, reference)
     delays = [(chunk["received"] - chunk["stamp"]) / 1e6 for chunk in live.chunks]
     last = live.diagnostics[-1]["values"] if live.diagnostics else {}
     played = [frame["sent"] for frame in live.frames]
     stamps = [chunk["stamp"] for chunk in live.chunks]
-    summary = {
+    return {
         "average_bits_per_weight": round(plan.average_bits_per_weight, 4),
         "bit_histogram": {str(bits): rows for bits, rows in plan.bit_histogram.items()},
         "packed_bytes": ours.bytes,
@@ -178,27 +204,23 @@ def _summarized(
         "peak_rss_bytes": int(last.get("memory_process_peak_bytes", 0)),
         "machine": describe_machine(),
     }
-    return DemoResult(
-        model, table, plan, reference, contestants, episodes, live, live_error, summary
-    )
 
 
 def _live_error(
-    model: LoadedModel, live: LiveRun, episodes: tuple[Episode, ...], reference: NormalizedActions
+    model: LoadedModel, live: LiveRun, heldout: Heldout, reference: NormalizedActions
 ) -> tuple[float, int]:
     """Mean L1 of the received chunks against the float policy, and chunks of unknown frames."""
-    recorded = [one.stamp_ns for episode in episodes for one in episode.observations]
-    index = {stamp: number for number, stamp in enumerate(recorded)}
     frames = live.frame_of_stamp
     errors, unmatched = [], 0
     for chunk in live.chunks:
         frame = frames.get(chunk["stamp"])
-        if frame is None or frame["recorded"] not in index:
+        index = heldout.index_of.get((frame["bag"], frame["recorded"])) if frame else None
+        if index is None:
             unmatched += 1
             continue
         actions = np.asarray(chunk["data"], np.float32).reshape(chunk["horizon"], chunk["dim"])
         normalized = model.processing.normalized_actions(actions)
-        errors.append(np.abs(normalized - reference.values[index[frame["recorded"]]]).mean())
+        errors.append(np.abs(normalized - reference.values[index]).mean())
     return (float(np.mean(errors)) if errors else float("nan")), unmatched
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from demo.assemble import CACHE, SOURCE
@@ -52,12 +52,14 @@ class TrainingSettings:
         batch: Samples a step, divided evenly over the tasks.
         learning_rate: Peak of the cosine schedule.
         warmup: Steps of linear warm-up.
+        seed: Of the choice of samples.
         weight_decay: Of AdamW.
     """
 
     steps: int
     batch: int
     learning_rate: float
+    seed: int = 0
     warmup: int = 150
     weight_decay: float = 0.05
 
@@ -97,7 +99,7 @@ def train(
         trained.values(), lr=0.0, weight_decay=settings.weight_decay, betas=(0.9, 0.95), fused=True
     )
     average = {name: parameter.detach().clone() for name, parameter in trained.items()}
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(settings.seed)
     curve, running, start = [], 0.0, time.monotonic()
     for step in range(settings.steps):
         for group in optimizer.param_groups:
@@ -166,6 +168,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=8e-4)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--resume", action="store_true", help="begin with the weights that are in --out"
+    )
     arguments = parser.parse_args()
     torch.manual_seed(arguments.seed)
 
@@ -195,7 +200,12 @@ def main() -> None:
     )
     network = OpenVlaOft(shape)
     torch.nn.init.trunc_normal_(network.vision_backbone.fused_featurizer.pos_embed, std=0.02)
-    settings = TrainingSettings(arguments.steps, arguments.batch, arguments.learning_rate)
+    if arguments.resume:
+        before = load_file(arguments.out / "trained.safetensors")
+        network.load_state_dict({k: t.float() for k, t in before.items()}, strict=False)
+    settings = TrainingSettings(
+        arguments.steps, arguments.batch, arguments.learning_rate, arguments.seed
+    )
     start = time.monotonic()
 
     def save(weights: dict[str, Tensor]) -> None:
@@ -220,7 +230,9 @@ def main() -> None:
         "seconds": round(time.monotonic() - start),
         "l1_curve": curve,
     }
-    (arguments.out.parent / "training.json").write_text(json.dumps(record) + "\n")
+    file = arguments.out.parent / "training.json"
+    runs = json.loads(file.read_text())["runs"] if arguments.resume else []
+    file.write_text(json.dumps({"runs": [*runs, record]}) + "\n")
 
 
 def _digest(folder: Path, limit: int) -> str:
