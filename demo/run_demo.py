@@ -130,7 +130,7 @@ def run(out: Path, bags: Path) -> DemoResult:
     nearest = out / "nearest.qvla.safetensors"
     with Progress(2 * len(plan.layers), "packing layers") as progress:
         write_quantized(model, plan, ours, on_progress=lambda *_: progress.advance())
-        uniform = uniform_plan(table.layers, int(BITS), model.fingerprint)
+        uniform = uniform_plan(table, int(BITS))
         write_quantized(
             model, uniform, nearest, round_nearest, on_progress=lambda *_: progress.advance()
         )

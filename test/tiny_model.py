@@ -117,5 +117,7 @@ def tiny_checkpoint(folder: Path) -> Path:
         for layer in layers
     }
     rows[layers[0].name][:3] = 0
-    plan = BitPlan(layers, rows, BitBudget(average_bits_per_weight=16.0), 0.0, model.fingerprint)
+    energy = {layer.name: torch.ones(layer.columns) for layer in layers}
+    budget = BitBudget(average_bits_per_weight=16.0)
+    plan = BitPlan(layers, rows, energy, budget, 0.0, model.fingerprint)
     return write_quantized(model, plan, folder / "tiny.qvla.safetensors").path

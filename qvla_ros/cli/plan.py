@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     table = load_table(arguments.table)
     if arguments.uniform is not None:
-        plan = uniform_plan(table.layers, arguments.uniform, table.model_fingerprint)
+        plan = uniform_plan(table, arguments.uniform)
     else:
         plan = _allocated(arguments, table)
     if arguments.out is not None:

@@ -72,6 +72,7 @@ def allocate_bits(table: SensitivityTable, budget: BitBudget, fixed_bytes: int =
             layer.name: torch.from_numpy(part.copy())
             for layer, part in zip(table.layers, np.split(bits, ends), strict=True)
         },
+        input_energy=table.input_energy,
         budget=budget,
         predicted_error=float(chosen.sum()),
         model_fingerprint=table.model_fingerprint,

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from qvla_ros.errors import BudgetError
 from qvla_ros.models.linear_layer import LinearLayer
+from qvla_ros.quantize.sensitivity import SensitivityTable
 from qvla_ros.quantize.widths import WIDTHS
 
 
@@ -48,6 +49,7 @@ class BitPlan:
     Attributes:
         layers: In execution order.
         row_bits: Layer name to ``uint8 [rows]``.
+        input_energy: Layer name to float32 ``[columns]``: what the rounding of rows needs.
         budget: What the plan had to meet.
         predicted_error: Sum of the scores of the chosen widths.
         model_fingerprint: Of the model folder that the plan is for.
@@ -55,6 +57,7 @@ class BitPlan:
 
     layers: tuple[LinearLayer, ...]
     row_bits: dict[str, Tensor]
+    input_energy: dict[str, Tensor]
     budget: BitBudget
     predicted_error: float
     model_fingerprint: str
@@ -72,16 +75,18 @@ class BitPlan:
         return {bits: int((rows == bits).sum()) for bits in WIDTHS}
 
 
-def uniform_plan(layers: tuple[LinearLayer, ...], bits: int, model_fingerprint: str) -> BitPlan:
+def uniform_plan(table: SensitivityTable, bits: int) -> BitPlan:
     """Every row at the same width: what round-to-nearest baselines use."""
     if bits not in WIDTHS:
         raise BudgetError(f"{bits} is not a bit width: use one of {WIDTHS}")
     return BitPlan(
-        layers=layers,
+        layers=table.layers,
         row_bits={
-            layer.name: torch.full((layer.rows,), bits, dtype=torch.uint8) for layer in layers
+            layer.name: torch.full((layer.rows,), bits, dtype=torch.uint8)
+            for layer in table.layers
         },
+        input_energy=table.input_energy,
         budget=BitBudget(average_bits_per_weight=float(bits)),
         predicted_error=float("nan"),
-        model_fingerprint=model_fingerprint,
+        model_fingerprint=table.model_fingerprint,
     )

@@ -60,7 +60,10 @@ def measure_rows_exactly(
             original = weight[row].clone()
             for bits in choice.widths:
                 step = fake_quantize(
-                    original[None].float(), torch.tensor([bits], dtype=torch.uint8), rounding
+                    original[None].float(),
+                    torch.tensor([bits], dtype=torch.uint8),
+                    rounding,
+                    table.input_energy[name],
                 )
                 weight[row] = step[0]
                 changes = [

@@ -10,13 +10,16 @@ from qvla_ros.quantize.rounding import QuantizedRows, Rounding
 from qvla_ros.quantize.widths import GRID_WIDTHS
 
 
-def quantize_rows(weight: Tensor, row_bits: Tensor, rounding: Rounding) -> QuantizedRows:
+def quantize_rows(
+    weight: Tensor, row_bits: Tensor, rounding: Rounding, energy: Tensor
+) -> QuantizedRows:
     """Round each row at its own width.
 
     Args:
         weight: Floating ``[rows, columns]``.
         row_bits: ``uint8 [rows]``; rows of 0 and 16 bits get codes that nobody reads.
         rounding: Of the rows of 2, 4 and 8 bits.
+        energy: ``[columns]``, mean squares of the inputs.
     """
     rows, columns = weight.shape
     codes = torch.zeros(rows, columns, dtype=torch.uint8)
@@ -25,17 +28,17 @@ def quantize_rows(weight: Tensor, row_bits: Tensor, rounding: Rounding) -> Quant
     for bits in GRID_WIDTHS:
         index = torch.nonzero(row_bits == bits).flatten()
         if len(index):
-            part = rounding(weight[index], bits)
+            part = rounding(weight[index], bits, energy)
             codes[index], scale[index], zero[index] = part.codes, part.scale, part.zero
     return QuantizedRows(codes, scale, zero)
 
 
-def fake_quantize(weight: Tensor, row_bits: Tensor, rounding: Rounding) -> Tensor:
+def fake_quantize(weight: Tensor, row_bits: Tensor, rounding: Rounding, energy: Tensor) -> Tensor:
     """The weight that a packed layer stands for, float32 ``[rows, columns]``.
 
     Derived from the same codes and scales as the packed layer: equal to it bit for bit.
     """
-    values = quantize_rows(weight, row_bits, rounding).dequantize()
+    values = quantize_rows(weight, row_bits, rounding, energy).dequantize()
     values[row_bits == 0] = 0.0
     kept = row_bits == 16
     values[kept] = weight[kept].to(torch.bfloat16).float()
@@ -43,10 +46,10 @@ def fake_quantize(weight: Tensor, row_bits: Tensor, rounding: Rounding) -> Tenso
 
 
 def pack_layer(
-    layer: LinearLayer, weight: Tensor, row_bits: Tensor, rounding: Rounding
+    layer: LinearLayer, weight: Tensor, row_bits: Tensor, rounding: Rounding, energy: Tensor
 ) -> PackedLinear:
     """Quantize and pack one weight matrix ``[rows, columns]``."""
-    rows = quantize_rows(weight, row_bits, rounding)
+    rows = quantize_rows(weight, row_bits, rounding, energy)
     return PackedLinear.assemble(
         name=layer.name,
         columns=layer.columns,

@@ -76,7 +76,9 @@ def write_quantized(
     layers: dict[str, PackedLinear] = {}
     for done, layer in enumerate(plan.layers, start=1):
         weight = linear_weight(model.network, layer)
-        layers[layer.name] = pack_layer(layer, weight, plan.row_bits[layer.name], rounding)
+        layers[layer.name] = pack_layer(
+            layer, weight, plan.row_bits[layer.name], rounding, plan.input_energy[layer.name]
+        )
         if on_progress is not None:
             on_progress(done, len(plan.layers))
     size = fixed_bytes(model) + sum(layer.nbytes for layer in layers.values())

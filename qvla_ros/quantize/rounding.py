@@ -37,16 +37,17 @@ class QuantizedRows:
         return (self.codes.float() - zero) * scale
 
 
-Rounding = Callable[[Tensor, int], QuantizedRows]
-"""Maps ``weight [rows, columns]`` and a width to quantized rows."""
+Rounding = Callable[[Tensor, int, Tensor], QuantizedRows]
+"""Maps ``weight [rows, columns]``, a width and ``energy [columns]`` to quantized rows."""
 
 
-def round_nearest(weight: Tensor, bits: int) -> QuantizedRows:
+def round_nearest(weight: Tensor, bits: int, energy: Tensor) -> QuantizedRows:
     """Plain round-to-nearest: symmetric, scaled by each row's largest magnitude (RTN).
 
     Args:
         weight: Floating ``[rows, columns]``.
         bits: 2, 4 or 8.
+        energy: Not looked at; every rounding takes it.
     """
     _require_grid_width(bits)
     top = 2 ** (bits - 1) - 1
@@ -56,8 +57,10 @@ def round_nearest(weight: Tensor, bits: int) -> QuantizedRows:
     return QuantizedRows(_codes(weight, bits, scale, zero), scale, zero)
 
 
-def round_clipped(weight: Tensor, bits: int) -> QuantizedRows:
-    """Search, row by row, the clip of the range that leaves the least squared error.
+def round_clipped(weight: Tensor, bits: int, energy: Tensor) -> QuantizedRows:
+    """Search, row by row, the clip of the range that leaves the least expected output error.
+
+    The squared error of each weight counts by the mean square of the input that it multiplies.
 
     The range is ``[clip * min, clip * max]``, asymmetric; symmetric ranges about zero are tried
     as well. At 2 bits this is a 4-level grid without a wasted level.
@@ -65,17 +68,18 @@ def round_clipped(weight: Tensor, bits: int) -> QuantizedRows:
     Args:
         weight: Floating ``[rows, columns]``.
         bits: 2, 4 or 8.
+        energy: ``[columns]``, mean squares of the inputs.
     """
     _require_grid_width(bits)
-    weight = weight.float()
+    weight, energy = weight.float(), energy.float()
     low, high = weight.amin(1), weight.amax(1)
     extreme = torch.maximum(high, -low)
     best = _on_range(weight, bits, low, high)
-    best_error = _squared_error(weight, best)
+    best_error = _output_error(weight, best, energy)
     for clip in torch.linspace(_SMALLEST_CLIP[bits], 1.0, CLIP_STEPS).tolist():
         for bottom, top in ((low, high), (-extreme, extreme)):
             candidate = _on_range(weight, bits, clip * bottom, clip * top)
-            error = _squared_error(weight, candidate)
+            error = _output_error(weight, candidate, energy)
             better = error < best_error
             best_error = torch.where(better, error, best_error)
             best = QuantizedRows(
@@ -102,5 +106,5 @@ def _codes(weight: Tensor, bits: int, scale: Tensor, zero: Tensor) -> Tensor:
     return levels.round_().clamp_(0, 2**bits - 1).to(torch.uint8)
 
 
-def _squared_error(weight: Tensor, rows: QuantizedRows) -> Tensor:
-    return (rows.dequantize() - weight).square_().sum(1)
+def _output_error(weight: Tensor, rows: QuantizedRows, energy: Tensor) -> Tensor:
+    return (rows.dequantize() - weight).square_() @ energy

@@ -22,6 +22,7 @@ from qvla_ros.models.linear_layer import LinearLayer
 from qvla_ros.models.openvla_oft import ModelInputs, OpenVlaOft
 from qvla_ros.quantize.action_metric import ActionMetric
 from qvla_ros.quantize.calibration import CalibrationSet
+from qvla_ros.quantize.input_energy import measure_input_energy
 from qvla_ros.quantize.rounding import Rounding, round_clipped
 from qvla_ros.quantize.widths import GRID_WIDTHS, WIDTHS
 
@@ -35,6 +36,7 @@ class SensitivityTable:
 
     Attributes:
         layers: In execution order.
+        input_energy: Layer name to float32 ``[columns]``, see ``measure_input_energy``.
         scores: Layer name to float64 ``[rows, len(WIDTHS)]``; the column of 16 bits is zero.
         model_fingerprint: Of the model folder that was measured.
         calibration_fingerprint: Of the frames.
@@ -43,6 +45,7 @@ class SensitivityTable:
     """
 
     layers: tuple[LinearLayer, ...]
+    input_energy: dict[str, Tensor]
     scores: dict[str, Tensor]
     model_fingerprint: str
     calibration_fingerprint: str
@@ -68,18 +71,18 @@ class MeasureSettings:
 class _RowErrors:
     """Hooks on one layer: output changes in the forward pass, scores in the backward passes."""
 
-    def __init__(self, layer: LinearLayer, module: nn.Linear, rounding: Rounding) -> None:
+    def __init__(
+        self, layer: LinearLayer, module: nn.Linear, rounding: Rounding, energy: Tensor
+    ) -> None:
         self.layer = layer
-        self.ran = False
         weight = module.weight.detach().float()
-        steps = [rounding(weight, bits).dequantize() - weight for bits in GRID_WIDTHS]
+        steps = [rounding(weight, bits, energy).dequantize() - weight for bits in GRID_WIDTHS]
         self._steps = torch.stack([-weight, *steps]).flatten(0, 1)  # widths 0, 2, 4, 8
         self.scores = torch.zeros(len(WIDTHS) - 1, layer.rows, dtype=torch.float64)
         self._errors: Tensor | None = None
         self._handle = module.register_forward_hook(self._after_forward)
 
     def _after_forward(self, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-        self.ran = True
         tokens = inputs[0].detach().reshape(-1, self.layer.columns)
         errors = tokens @ self._steps.T
         self._errors = errors.view(len(tokens), len(WIDTHS) - 1, self.layer.rows)
@@ -122,12 +125,13 @@ def measure_sensitivity(
         CalibrationError: A layer never ran, got no gradient, or has a score that is not finite.
     """
     layers = network.linear_layers()
+    energy = measure_input_energy(network, calibration)
     meters = []
     for layer in layers:
         module = network.get_submodule(layer.name)
         if not isinstance(module, nn.Linear):
             raise ValueError(f"{layer.name} is not a float Linear: measure the float network")
-        meters.append(_RowErrors(layer, module, settings.rounding))
+        meters.append(_RowErrors(layer, module, settings.rounding, energy[layer.name]))
     generator = torch.Generator().manual_seed(settings.seed)
     try:
         for done, frame in enumerate(calibration.frames, start=1):
@@ -142,6 +146,7 @@ def measure_sensitivity(
     samples = len(calibration.frames) * settings.probes
     return SensitivityTable(
         layers=tuple(layers),
+        input_energy=energy,
         scores={meter.layer.name: _finished_scores(meter, samples) for meter in meters},
         model_fingerprint=model_fingerprint,
         calibration_fingerprint=calibration.fingerprint,
@@ -170,8 +175,6 @@ def _measure_frame(network: OpenVlaOft, frame: ModelInputs, probes: Tensor) -> N
 
 def _finished_scores(meter: _RowErrors, samples: int) -> Tensor:
     name = meter.layer.name
-    if not meter.ran:
-        raise CalibrationError(f"the layer {name!r} never ran on the calibration frames")
     scores = (meter.scores / samples).T  # [rows, widths without 16]
     if not torch.isfinite(scores).all():
         row = int((~torch.isfinite(scores)).any(1).nonzero()[0])

@@ -15,6 +15,7 @@ from qvla_ros.quantize.bit_plan import BitBudget, BitPlan
 from qvla_ros.quantize.sensitivity import SensitivityTable
 
 _KEY = "qvla"
+_SCORES, _ROW_BITS, _ENERGY = "scores/", "row_bits/", "input_energy/"  # before layer names
 
 
 def save_table(table: SensitivityTable, path: Path) -> None:
@@ -27,7 +28,7 @@ def save_table(table: SensitivityTable, path: Path) -> None:
         "probes": table.probes,
         "seed": table.seed,
     }
-    _save(path, table.scores, description)
+    _save(path, {_SCORES: table.scores, _ENERGY: table.input_energy}, description)
 
 
 def load_table(path: Path) -> SensitivityTable:
@@ -36,10 +37,11 @@ def load_table(path: Path) -> SensitivityTable:
     Raises:
         CalibrationError: The file is missing, corrupt or not a sensitivity table.
     """
-    description, scores = _load(path, "sensitivity", CalibrationError)
+    description, tensors = _load(path, "sensitivity", CalibrationError)
     return SensitivityTable(
         layers=tuple(LinearLayer(**layer) for layer in description["layers"]),
-        scores=scores,
+        scores=_under(tensors, _SCORES),
+        input_energy=_under(tensors, _ENERGY),
         model_fingerprint=description["model_fingerprint"],
         calibration_fingerprint=description["calibration_fingerprint"],
         probes=description["probes"],
@@ -56,7 +58,7 @@ def save_plan(plan: BitPlan, path: Path) -> None:
         "predicted_error": plan.predicted_error,
         "model_fingerprint": plan.model_fingerprint,
     }
-    _save(path, plan.row_bits, description)
+    _save(path, {_ROW_BITS: plan.row_bits, _ENERGY: plan.input_energy}, description)
 
 
 def load_plan(path: Path) -> BitPlan:
@@ -65,12 +67,13 @@ def load_plan(path: Path) -> BitPlan:
     Raises:
         ConfigurationError: The file is missing, corrupt or not a bit plan.
     """
-    description, row_bits = _load(path, "plan", ConfigurationError)
+    description, tensors = _load(path, "plan", ConfigurationError)
     budget = description["budget"]
     size = budget.get("max_bytes")
     return BitPlan(
         layers=tuple(LinearLayer(**layer) for layer in description["layers"]),
-        row_bits=row_bits,
+        row_bits=_under(tensors, _ROW_BITS),
+        input_energy=_under(tensors, _ENERGY),
         budget=BitBudget(
             budget.get("average_bits_per_weight"), None if size is None else int(size)
         ),
@@ -79,10 +82,22 @@ def load_plan(path: Path) -> BitPlan:
     )
 
 
-def _save(path: Path, tensors: dict[str, torch.Tensor], description: dict) -> None:
+def _under(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+def _save(path: Path, tables: dict[str, dict[str, torch.Tensor]], description: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    contiguous = {
+        prefix + name: tensor.contiguous()
+        for prefix, table in tables.items()
+        for name, tensor in table.items()
+    }
     save_file(contiguous, partial, metadata={_KEY: json.dumps(description, sort_keys=True)})
     with partial.open("rb") as stream:
         os.fsync(stream.fileno())

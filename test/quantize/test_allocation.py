@@ -22,7 +22,8 @@ def table_of(scores: dict[str, np.ndarray], columns: int = 8) -> SensitivityTabl
         LinearLayer(name, len(rows), columns, "language") for name, rows in scores.items()
     )
     tensors = {name: torch.from_numpy(rows.copy()) for name, rows in scores.items()}
-    return SensitivityTable(layers, tensors, "model", "frames", 1, 0)
+    energy = {name: torch.ones(columns) for name in scores}
+    return SensitivityTable(layers, energy, tensors, "model", "frames", 1, 0)
 
 
 def random_scores(rows: int, seed: int) -> np.ndarray:
@@ -144,7 +145,7 @@ def test_a_budget_is_exactly_one_sensible_limit(limits):
 
 
 def test_a_uniform_plan_knows_its_histogram():
-    layers = (LinearLayer("a", 5, 8, "vision"),)
-    assert uniform_plan(layers, 4, "model").bit_histogram == {0: 0, 2: 0, 4: 5, 8: 0, 16: 0}
+    table = table_of({"a": random_scores(5, 1)})
+    assert uniform_plan(table, 4).bit_histogram == {0: 0, 2: 0, 4: 5, 8: 0, 16: 0}
     with pytest.raises(BudgetError, match="3 is not"):
-        uniform_plan(layers, 3, "model")
+        uniform_plan(table, 3)

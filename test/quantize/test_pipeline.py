@@ -45,7 +45,9 @@ def test_packed_layers_equal_the_fake_quantized_weights_bit_for_bit(model, table
     packed = read_checkpoint(tmp_path / "c").layers
     for layer in plan.layers:
         weight = linear_weight(model.network, layer)
-        expected = fake_quantize(weight, plan.row_bits[layer.name], round_clipped)
+        expected = fake_quantize(
+            weight, plan.row_bits[layer.name], round_clipped, plan.input_energy[layer.name]
+        )
         assert dequantize(packed[layer.name]).equal(expected), layer.name
 
 
@@ -58,7 +60,12 @@ def test_the_deployed_policy_acts_as_the_fake_quantized_network(model, table, tm
         module = fake.get_submodule(layer.name)
         assert isinstance(module, nn.Linear)
         module.weight.data.copy_(
-            fake_quantize(module.weight, plan.row_bits[layer.name], round_clipped)
+            fake_quantize(
+                module.weight,
+                plan.row_bits[layer.name],
+                round_clipped,
+                plan.input_energy[layer.name],
+            )
         )
     inputs = model.processing.prepare(tiny_observation())
     torch.testing.assert_close(
@@ -71,7 +78,7 @@ def model_folder(tmp_path):
 
 
 def test_the_checkpoint_carries_the_processing(model, table, tmp_path):
-    plan = uniform_plan(table.layers, 16, model.fingerprint)
+    plan = uniform_plan(table, 16)
     path = write_quantized(model, plan, tmp_path / "c").path
     policy = load_policy(path, compute_dtype=torch.float32)
     assert policy.processing.settings == model.processing.settings
@@ -96,16 +103,14 @@ def test_a_budget_of_bytes_is_kept_by_the_whole_file(model, table, tmp_path):
 
 
 def test_a_plan_that_breaks_its_budget_of_bytes_writes_nothing(model, table, tmp_path):
-    plan = replace(
-        uniform_plan(table.layers, 16, model.fingerprint), budget=BitBudget(max_bytes=1000)
-    )
+    plan = replace(uniform_plan(table, 16), budget=BitBudget(max_bytes=1000))
     with pytest.raises(BudgetError, match="the budget is 1000"):
         write_quantized(model, plan, tmp_path / "c")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_plan_for_another_model_is_refused(model, table, tmp_path):
-    plan = uniform_plan(table.layers, 4, "another fingerprint")
+    plan = replace(uniform_plan(table, 4), model_fingerprint="another")
     with pytest.raises(ConfigurationError, match="another model"):
         write_quantized(model, plan, tmp_path / "c")
 
@@ -128,10 +133,13 @@ def test_tables_and_plans_survive_their_files(model, table, tmp_path):
 
 
 def test_round_to_nearest_goes_the_same_way(model, table, tmp_path):
-    plan = uniform_plan(table.layers, 4, model.fingerprint)
+    plan = uniform_plan(table, 4)
     written = write_quantized(model, plan, tmp_path / "c", round_nearest)
     layer = plan.layers[5]
     expected = fake_quantize(
-        linear_weight(model.network, layer), plan.row_bits[layer.name], round_nearest
+        linear_weight(model.network, layer),
+        plan.row_bits[layer.name],
+        round_nearest,
+        plan.input_energy[layer.name],
     )
     assert dequantize(read_checkpoint(written.path).layers[layer.name]).equal(expected)

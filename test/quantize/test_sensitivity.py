@@ -10,6 +10,7 @@ from qvla_ros.models.registry import load_model
 from qvla_ros.quantize.action_metric import ActionMetric
 from qvla_ros.quantize.calibration import calibration_set
 from qvla_ros.quantize.exact import RowChoice, measure_rows_exactly, spearman
+from qvla_ros.quantize.input_energy import measure_input_energy
 from qvla_ros.quantize.rounding import round_clipped
 from qvla_ros.quantize.sensitivity import MeasureSettings, measure_sensitivity
 
@@ -55,7 +56,8 @@ def test_the_score_is_that_of_the_weight_gradient(model):
     weight.requires_grad_(True)
     probe = METRIC.probes(1, torch.Generator().manual_seed(3))[0]
     (model.network(frames_of(model, 1).frames[0])[0] * probe).sum().backward()
-    step = round_clipped(weight.detach(), 4).dequantize() - weight.detach()
+    grid = round_clipped(weight.detach(), 4, table.input_energy[name])
+    step = grid.dequantize() - weight.detach()
     expected = (weight.grad * step).sum(1).square()
     torch.testing.assert_close(table.scores[name][:, 2].float(), expected, rtol=1e-3, atol=1e-12)
 
@@ -114,3 +116,14 @@ def test_probes_average_to_the_metric():
     covariance = probes.T @ probes / len(probes)
     expected = torch.diag(weights.flatten() / 4)
     torch.testing.assert_close(covariance, expected, rtol=0, atol=0.05)
+
+
+def test_the_energy_of_inputs_is_their_mean_square(model):
+    frames = frames_of(model, 2)
+    seen = []
+    name = "language_model.model.layers.0.mlp.down_proj"
+    module = model.network.get_submodule(name)
+    hook = module.register_forward_hook(lambda m, inputs, out: seen.append(inputs[0][0]))
+    energy = measure_input_energy(model.network, frames)
+    hook.remove()
+    torch.testing.assert_close(energy[name], torch.cat(seen).square().mean(0))
