@@ -258,6 +258,10 @@ def faults(summary: dict) -> list[str]:
         "the bags were not covered": summary["seconds_covered"] < 0.9 * summary["seconds_played"],
         "the mixed plan is not better than round-to-nearest": summary["heldout_action_error"]
         >= summary["rtn_heldout_action_error"],
+        "the two checkpoints differ in size by more than 0.1 %": abs(
+            summary["packed_bytes"] / summary["rtn_packed_bytes"] - 1
+        )
+        > 0.001,
         "the checkpoint is larger than 0.35 of BF16": summary["packed_share"] >= 0.35,
     }
     return [text for text, wrong in checks.items() if wrong]
