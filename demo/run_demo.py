@@ -18,6 +18,7 @@ import torch
 from demo.assemble import SOURCE, assemble
 from demo.demo_report import write_report
 from demo.live_run import ROOT, LiveRun, run_live
+from qvla_ros.atomic_file import atomic_file
 from qvla_ros.cli.measure import measure
 from qvla_ros.cli.progress import Progress
 from qvla_ros.errors import QvlaError
@@ -139,7 +140,8 @@ def run(out: Path, bags: Path) -> DemoResult:
     live = run_live(ours, folders, REPEAT, out)
     summary = _summary(model, plan, reference, contestants, heldout, live)
     result = DemoResult(model, table, plan, reference, contestants, heldout, live, summary)
-    (out / "summary.json").write_text(json.dumps(result.summary, indent=2) + "\n")
+    with atomic_file(out / "summary.json") as file:
+        file.write(f"{json.dumps(result.summary, indent=2)}\n".encode())
     write_report(result, out / "report.html")
     return result
 

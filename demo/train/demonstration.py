@@ -1,13 +1,13 @@
 """One demonstration as a file: what the expert saw, and what it would have done."""
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from qvla_ros.atomic_file import atomic_file
 from qvla_ros.evaluate.jpeg import decode_jpeg
 
 
@@ -75,12 +75,8 @@ def write_demonstration(path: Path, demonstration: Demonstration) -> None:
     for camera, files in demonstration.jpegs.items():
         arrays[f"{camera}_jpeg"] = np.frombuffer(b"".join(files), np.uint8)
         arrays[f"{camera}_jpeg_ends"] = np.cumsum([len(data) for data in files], dtype=np.int64)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as stream:
+    with atomic_file(path) as stream:
         np.savez_compressed(stream, **arrays)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(partial, path)
 
 
 def read_demonstration(path: Path) -> Demonstration:

@@ -1,16 +1,13 @@
 """Write a packed checkpoint: the same bytes for the same input, and all of it or nothing."""
 
 import hashlib
-import os
-import secrets
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 
+from qvla_ros.atomic_file import atomic_file
 from qvla_ros.checkpoint.container import encode_header, place_tensors
 from qvla_ros.checkpoint.faults import CheckpointFault
 from qvla_ros.checkpoint.layout import OTHER_PREFIXES, layer_to_tensors
@@ -53,10 +50,15 @@ def write_checkpoint(
     ordered = [named[entry.name] for entry in entries]
     digest = _digest(encode_header(entries, unsealed.to_json()), ordered)
     sealed = replace(unsealed, sha256=digest)
-    with _atomic_file(path) as file:
-        file.write(encode_header(entries, sealed.to_json()))
-        for tensor in ordered:
-            file.write(_bytes_of(tensor))
+    try:
+        with atomic_file(path) as file:
+            file.write(encode_header(entries, sealed.to_json()))
+            for tensor in ordered:
+                file.write(_bytes_of(tensor))
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: cannot be written: {error.strerror}", fault=CheckpointFault.UNWRITABLE
+        ) from error
     return sealed
 
 
@@ -93,34 +95,3 @@ def _digest(header: bytes, tensors: Sequence[torch.Tensor]) -> str:
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
     """The tensor's elements in row-major order; copied only if they are not so already."""
     return tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data
-
-
-@contextmanager
-def _atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A file beside ``path`` that takes its place at the end, or goes without a trace."""
-    partial = path.parent / f".{path.name}.{secrets.token_hex(4)}.partial"
-    try:
-        try:
-            with open(partial, "xb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        except BaseException:  # Ctrl-C must not leave a partial file either
-            with suppress(OSError):
-                partial.unlink()
-            raise
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise CheckpointError(
-            f"{path}: cannot be written: {error.strerror}", fault=CheckpointFault.UNWRITABLE
-        ) from error
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the new name survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -2,12 +2,11 @@
 
 import html
 import io
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qvla_ros.atomic_file import atomic_file
 from qvla_ros.evaluate.figure_style import styled
 from qvla_ros.evaluate.report_style import STYLE_SHEET
 
@@ -93,7 +92,8 @@ class Report:
 
     def write(self, path: Path) -> None:
         """Writes the page; a reader of ``path`` sees the old file or the whole new one."""
-        _write_atomically(path, self.to_html())
+        with atomic_file(path) as file:
+            file.write(self.to_html().encode())
 
 
 def _row(values: Sequence[object], numeric: Sequence[bool]) -> str:
@@ -120,18 +120,3 @@ def _svg(figure: "Figure") -> str:
     text = buffer.getvalue()
     width = round(figure.get_figwidth() * _PIXELS_AN_INCH)
     return f'<div style="max-width:{width}px">{text[text.index("<svg") :]}</div>'
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes it readable by its owner only
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -1,11 +1,11 @@
 """The results of roll-outs as a file of JSON lines, one distinct episode a line."""
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from qvla_ros.atomic_file import atomic_file
 from qvla_ros.errors import ConfigurationError
 from qvla_ros.evaluate.success_statistics import SuccessRate, mcnemar_exact
 
@@ -84,14 +84,9 @@ def read_records(path: Path) -> list[RolloutRecord]:
 
 def write_records(path: Path, records: Iterable[RolloutRecord]) -> None:
     """Write all records atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as stream:
+    with atomic_file(path) as stream:
         for record in records:
-            stream.write(json.dumps(asdict(record), sort_keys=True) + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(partial, path)
+            stream.write(f"{json.dumps(asdict(record), sort_keys=True)}\n".encode())
 
 
 def check_same_run(path: Path, records: Sequence[RolloutRecord], policy: str, mujoco: str) -> None:

@@ -1,14 +1,14 @@
 """Sensitivity tables and bit plans as files: safetensors with a JSON description."""
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
+from qvla_ros.atomic_file import atomic_file
 from qvla_ros.errors import CalibrationError, ConfigurationError, QvlaError
 from qvla_ros.models.linear_layer import LinearLayer
 from qvla_ros.quantize.bit_plan import BitBudget, BitPlan
@@ -91,17 +91,14 @@ def _under(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Ten
 
 
 def _save(path: Path, tables: dict[str, dict[str, torch.Tensor]], description: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
     contiguous = {
         prefix + name: tensor.contiguous()
         for prefix, table in tables.items()
         for name, tensor in table.items()
     }
-    save_file(contiguous, partial, metadata={_KEY: json.dumps(description, sort_keys=True)})
-    with partial.open("rb") as stream:
-        os.fsync(stream.fileno())
-    os.replace(partial, path)
+    text = json.dumps(description, sort_keys=True)
+    with atomic_file(path) as file:
+        file.write(save(contiguous, metadata={_KEY: text}))
 
 
 def _load(

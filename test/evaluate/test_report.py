@@ -148,9 +148,3 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch):
 def test_an_empty_figure_has_the_size_that_was_asked_for():
     pytest.importorskip("matplotlib")
     assert tuple(new_figure(4.0, 3.0).get_size_inches()) == (4.0, 3.0)
-
-
-def test_ranks_share_ties():
-    np.testing.assert_allclose(
-        plan_figures._ranks(np.array([3.0, 1.0, 3.0, 2.0])), [2.5, 0, 2.5, 1]
-    )

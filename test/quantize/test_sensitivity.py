@@ -127,3 +127,12 @@ def test_the_energy_of_inputs_is_their_mean_square(model):
     energy = measure_input_energy(model.network, frames)
     hook.remove()
     torch.testing.assert_close(energy[name], torch.cat(seen).square().mean(0))
+
+
+def test_the_rank_correlation_shares_ranks_among_ties():
+    first = np.array([3.0, 1.0, 3.0, 2.0])
+    assert spearman(first, first**3) == pytest.approx(1)
+    assert spearman(first, -first) == pytest.approx(-1)
+    # Ranks 2.5, 0, 2.5, 1 against 0, 1, 2, 3, worked out by hand.
+    assert spearman(first, np.arange(4.0)) == pytest.approx(1.0 / np.sqrt(4.5 * 5))
+    assert np.isnan(spearman(first[:1], first[:1]))
