@@ -12,12 +12,11 @@ from typing import BinaryIO
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """A new file beside ``path`` that takes its place at the end, or goes without a trace.
 
-    Folders on the way are made. The content and the new name survive a power cut.
+    The content and the new name survive a power cut.
 
     Raises:
-        OSError: The file cannot be written.
+        OSError: The file cannot be written, or its folder does not exist.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.parent / f".{path.name}.{secrets.token_hex(4)}.partial"
     try:
         with partial.open("xb") as file:

@@ -6,7 +6,7 @@ from qvla_ros.atomic_file import atomic_file
 
 
 def test_a_finished_file_takes_its_place(tmp_path):
-    path = tmp_path / "folder" / "file"
+    path = tmp_path / "file"
     with atomic_file(path) as file:
         file.write(b"all of it")
         assert not path.exists()

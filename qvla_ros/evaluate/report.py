@@ -92,6 +92,7 @@ class Report:
 
     def write(self, path: Path) -> None:
         """Writes the page; a reader of ``path`` sees the old file or the whole new one."""
+        path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as file:
             file.write(self.to_html().encode())
 

@@ -84,6 +84,7 @@ def read_records(path: Path) -> list[RolloutRecord]:
 
 def write_records(path: Path, records: Iterable[RolloutRecord]) -> None:
     """Write all records atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as stream:
         for record in records:
             stream.write(f"{json.dumps(asdict(record), sort_keys=True)}\n".encode())

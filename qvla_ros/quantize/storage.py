@@ -97,6 +97,7 @@ def _save(path: Path, tables: dict[str, dict[str, torch.Tensor]], description: d
         for name, tensor in table.items()
     }
     text = json.dumps(description, sort_keys=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as file:
         file.write(save(contiguous, metadata={_KEY: text}))
 

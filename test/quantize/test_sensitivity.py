@@ -134,5 +134,5 @@ def test_the_rank_correlation_shares_ranks_among_ties():
     assert spearman(first, first**3) == pytest.approx(1)
     assert spearman(first, -first) == pytest.approx(-1)
     # Ranks 2.5, 0, 2.5, 1 against 0, 1, 2, 3, worked out by hand.
-    assert spearman(first, np.arange(4.0)) == pytest.approx(1.0 / np.sqrt(4.5 * 5))
+    assert spearman(first, np.arange(4.0)) == pytest.approx(-1.0 / np.sqrt(4.5 * 5))
     assert np.isnan(spearman(first[:1], first[:1]))
