@@ -8,6 +8,7 @@ import pytest
 from safetensors import safe_open
 
 from qvla_ros.evaluate.episode import read_episode
+from qvla_ros.evaluate.rollout_record import read_records
 from qvla_ros.models.openvla_oft import OpenVlaOftConfig
 from qvla_ros.models.processing import Processing
 from qvla_ros.models.registry import empty_network, processing_settings
@@ -64,3 +65,15 @@ def test_a_demo_bag_is_an_episode_that_the_model_understands(name):
 def test_the_bags_know_more_than_one_task():
     instructions = {read_episode(DEMO / "bags" / n).observations[0].instruction for n in BAGS}
     assert len(instructions) == 2
+
+
+def test_the_readme_says_what_the_kept_episodes_say():
+    readme = (DEMO.parent / "README.md").read_text()
+    for name in ("float", "packed"):
+        records = read_records(DEMO / "closed_loop" / f"{name}.jsonl")
+        assert len({(one.task, one.initial_state) for one in records}) == len(records) == 100
+        successes = sum(one.success for one in records)
+        assert f"**{successes} of 100**" in readme
+        for task in (0, 2):
+            own = [one.success for one in records if one.task == task]
+            assert f"{sum(own)} of {len(own)}" in readme
