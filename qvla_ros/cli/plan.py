@@ -9,6 +9,7 @@ from qvla_ros.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from qvla_ros.quantize.bit_plan import BitPlan
+    from qvla_ros.quantize.sensitivity import SensitivityTable
 
 HELP = "choose a bit width for every row within a budget"
 
@@ -44,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _allocated(arguments: argparse.Namespace, table) -> "BitPlan":  # type: ignore[no-untyped-def]
+def _allocated(arguments: argparse.Namespace, table: "SensitivityTable") -> "BitPlan":
     from qvla_ros.quantize.allocation import allocate_bits
     from qvla_ros.quantize.bit_plan import BitBudget
 

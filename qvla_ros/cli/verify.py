@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qvla_ros.cli.model_arguments import (
     add_bag_arguments,
@@ -12,6 +13,9 @@ from qvla_ros.cli.model_arguments import (
     read_observations,
 )
 from qvla_ros.cli.progress import Progress
+
+if TYPE_CHECKING:
+    from qvla_ros.observation import Observation
 
 HELP = "check a packed checkpoint against the model that it was made of, on recorded bags"
 
@@ -75,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _spread(observations: list, count: int) -> list:
+def _spread(observations: "list[Observation]", count: int) -> "list[Observation]":
     if count >= len(observations):
         return observations
     return [observations[i * len(observations) // count] for i in range(count)]
