@@ -190,7 +190,8 @@ class Session:
         return Observation(synced.oldest_ns, images, state, self._instruction)
 
     def _remember(self, observation: Observation, synced: SyncedSamples, now_ns: int) -> None:
-        oldest = now_ns - self.scheduler.settings.ttl_ns
+        # Twice the time to live: a chunk that is just being accepted must still be known.
+        oldest = now_ns - 2 * self.scheduler.settings.ttl_ns
         for stamp_ns in [stamp_ns for stamp_ns in self._asked if stamp_ns < oldest]:
             del self._asked[stamp_ns]
         self._asked[observation.stamp_ns] = Asked(
