@@ -21,7 +21,7 @@ from demo.live_run import ROOT, LiveRun, run_live
 from qvla_ros.atomic_file import atomic_file
 from qvla_ros.cli.measure import measure
 from qvla_ros.cli.progress import Progress
-from qvla_ros.errors import QvlaError
+from qvla_ros.errors import ConfigurationError, QvlaError
 from qvla_ros.evaluate.comparison import NormalizedActions, answer_all
 from qvla_ros.evaluate.episode import Episode, read_episode
 from qvla_ros.evaluate.fidelity import ActionError
@@ -118,6 +118,8 @@ class DemoResult:
 def run(out: Path, bags: Path) -> DemoResult:
     """Run everything; files are left under ``out``."""
     out.mkdir(parents=True, exist_ok=True)
+    for old in ("summary.json", "report.html", "chunks.jsonl", "frames.json"):
+        (out / old).unlink(missing_ok=True)  # a failed run must not look like the last good one
     folder = assemble(SOURCE, out / "model")
     model = load_model(folder)
     calibration = sorted(bags.glob("calibration_*"))
@@ -138,6 +140,8 @@ def run(out: Path, bags: Path) -> DemoResult:
     reference, contestants = _contest(model, folder, ours, nearest, heldout.observations)
     print(f"serving {ours.name} and playing {len(folders)} bags {REPEAT} times", file=sys.stderr)
     live = run_live(ours, folders, REPEAT, out)
+    if not live.chunks or not live.diagnostics:
+        raise ConfigurationError(f"nothing came over DDS: see {out / 'node.log'}")
     summary = _summary(model, plan, reference, contestants, heldout, live)
     result = DemoResult(model, table, plan, reference, contestants, heldout, live, summary)
     with atomic_file(out / "summary.json") as file:

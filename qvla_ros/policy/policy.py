@@ -3,8 +3,10 @@
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
+from torch import nn
 
 from qvla_ros.action_chunk import ActionChunk
 from qvla_ros.checkpoint.faults import CheckpointFault
@@ -192,7 +194,10 @@ def float_policy(
 
 def default_compute_dtype() -> torch.dtype:
     """BF16 where oneDNN has instructions for it, else float32; never float16 on a CPU."""
-    return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+    # A build without oneDNN (as on some Jetsons) does not have the question either.
+    if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return torch.bfloat16
+    return torch.float32
 
 
 def _packed_network(checkpoint: PackedCheckpoint, kernel: str, dtype: torch.dtype) -> OpenVlaOft:
@@ -206,6 +211,7 @@ def _packed_network(checkpoint: PackedCheckpoint, kernel: str, dtype: torch.dtyp
     _require_layers(network, checkpoint)
     for name, packed in checkpoint.layers.items():
         bias = parameters.pop(f"{name}.bias", None)
+        _require_bias(name, bias, cast(nn.Linear, network.get_submodule(name)).bias)
         replace_module(network, name, QuantizedLinear(packed, bias, kernel))
     try:
         fill_network(network, parameters, "the checkpoint")
@@ -221,6 +227,16 @@ def _require_layers(network: OpenVlaOft, checkpoint: PackedCheckpoint) -> None:
         raise CheckpointError(
             f"the layer {name!r} [{rows}, {columns}] is not in both the checkpoint and the "
             "network that its manifest describes",
+            fault=CheckpointFault.NETWORK,
+        )
+
+
+def _require_bias(name: str, bias: torch.Tensor | None, wanted: torch.Tensor | None) -> None:
+    found = None if bias is None else tuple(bias.shape)
+    expected = None if wanted is None else tuple(wanted.shape)
+    if found != expected:
+        raise CheckpointError(
+            f"the bias of {name!r} has the shape {found}, the network wants {expected}",
             fault=CheckpointFault.NETWORK,
         )
 
