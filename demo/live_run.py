@@ -35,6 +35,11 @@ class LiveRun:
     frames: list[dict]
 
     @property
+    def delays_ms(self) -> list[float]:
+        """From the camera's stamp to the arrival of each chunk, milliseconds."""
+        return [(chunk["received"] - chunk["stamp"]) / 1e6 for chunk in self.chunks]
+
+    @property
     def frame_of_stamp(self) -> dict[int, dict]:
         """Sent stamp to frame."""
         return {frame["sent"]: frame for frame in self.frames}

@@ -30,7 +30,7 @@ TYPES = {
 }
 SKIPPED = ("/robot/action",)
 LATCHED = QoSProfile(depth=1, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
-GAP_NS = 1_000_000_000  # between two episodes
+GAP_S = 1.0  # between two episodes
 
 
 class BagPlayer(Node):
@@ -105,7 +105,7 @@ def main() -> None:
         for _ in range(arguments.repeat):
             for bag in arguments.bags:
                 player.play(bag, log)
-                time.sleep(GAP_NS / 1e9)
+                time.sleep(GAP_S)
     finally:
         arguments.log.write_text(json.dumps(log))
         player.destroy_node()

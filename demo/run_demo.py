@@ -181,8 +181,6 @@ def _summary(
 ) -> dict:
     bf16, nearest, ours = contestants
     live_error, unmatched = _live_error(model, live, heldout, reference)
-    delays = [(chunk["received"] - chunk["stamp"]) / 1e6 for chunk in live.chunks]
-    last = live.diagnostics[-1]["values"] if live.diagnostics else {}
     played = [frame["sent"] for frame in live.frames]
     stamps = [chunk["stamp"] for chunk in live.chunks]
     return {
@@ -201,13 +199,13 @@ def _summary(
         "chunks_finite": all(np.isfinite(chunk["data"]).all() for chunk in live.chunks),
         "chunks_stale": sum(c["received"] > c["valid_until"] for c in live.chunks),
         "chunks_unmatched": unmatched,
-        "seconds_covered": round((max(stamps) - min(stamps)) / 1e9, 2) if stamps else 0.0,
+        "seconds_covered": round((max(stamps) - min(stamps)) / 1e9, 2),
         "seconds_played": round((max(played) - min(played)) / 1e9, 2),
         "live_action_error": live_error,
-        "latency_ms_p50": float(np.percentile(delays, 50)) if delays else None,
-        "latency_ms_p99": float(np.percentile(delays, 99)) if delays else None,
+        "latency_ms_p50": float(np.percentile(live.delays_ms, 50)),
+        "latency_ms_p99": float(np.percentile(live.delays_ms, 99)),
         "offline_latency_ms_p50": {c.label: float(np.median(c.latency_ms)) for c in contestants},
-        "peak_rss_bytes": int(last.get("memory_process_peak_bytes", 0)),
+        "peak_rss_bytes": int(live.diagnostics[-1]["values"]["memory_process_peak_bytes"]),
         "machine": describe_machine(),
     }
 
@@ -216,11 +214,11 @@ def _live_error(
     model: LoadedModel, live: LiveRun, heldout: Heldout, reference: NormalizedActions
 ) -> tuple[float, int]:
     """Mean L1 of the received chunks against the float policy, and chunks of unknown frames."""
-    frames = live.frame_of_stamp
+    frames, indices = live.frame_of_stamp, heldout.index_of
     errors, unmatched = [], 0
     for chunk in live.chunks:
         frame = frames.get(chunk["stamp"])
-        index = heldout.index_of.get((frame["bag"], frame["recorded"])) if frame else None
+        index = indices.get((frame["bag"], frame["recorded"])) if frame else None
         if index is None:
             unmatched += 1
             continue
@@ -257,7 +255,6 @@ def table_text(result: DemoResult) -> str:
 def faults(summary: dict) -> list[str]:
     """What a good run must not show."""
     checks = {
-        "no chunk came over DDS": summary["chunks_received"] == 0,
         "a chunk was not finite": not summary["chunks_finite"],
         "a chunk was stale": summary["chunks_stale"] > 0,
         "a chunk answers a frame that was never played": summary["chunks_unmatched"] > 0,

@@ -12,7 +12,10 @@ FLOAT_PREFIX = "float."
 """Prefix of the network's unpacked parameters: ``float.<parameter name>``."""
 
 PROCESSING_PREFIX = "processing."
-"""Prefix of the tensors that the processing needs, e.g. ``processing.tokenizer_json``."""
+"""Prefix of the tensors that the processing needs."""
+
+TOKENIZER_TENSOR = PROCESSING_PREFIX + "tokenizer_json"
+"""The bytes of ``tokenizer.json``, ``uint8``."""
 
 OTHER_PREFIXES = (FLOAT_PREFIX, PROCESSING_PREFIX)
 """Every tensor is of a packed layer or has one of these prefixes."""

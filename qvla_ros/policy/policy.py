@@ -10,6 +10,7 @@ from torch import nn
 
 from qvla_ros.action_chunk import ActionChunk
 from qvla_ros.checkpoint.faults import CheckpointFault
+from qvla_ros.checkpoint.layout import TOKENIZER_TENSOR
 from qvla_ros.checkpoint.reader import PackedCheckpoint, read_checkpoint
 from qvla_ros.errors import CheckpointError, UnsupportedModelError
 from qvla_ros.kernels.quantized_linear import QuantizedLinear
@@ -26,8 +27,6 @@ from qvla_ros.models.registry import (
 )
 from qvla_ros.observation import Observation
 from qvla_ros.policy.inference import Inference
-
-TOKENIZER_TENSOR = "processing.tokenizer_json"
 
 
 @dataclass(frozen=True, slots=True)

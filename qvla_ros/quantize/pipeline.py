@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from qvla_ros.checkpoint.layout import FLOAT_PREFIX, TOKENIZER_TENSOR
 from qvla_ros.checkpoint.manifest import Manifest, PlanSummary
 from qvla_ros.checkpoint.packed_linear import PackedLinear
 from qvla_ros.checkpoint.writer import write_checkpoint
@@ -107,8 +108,9 @@ def _manifest(model: LoadedModel, plan: BitPlan, quality: Mapping[str, float]) -
 def _tensors(model: LoadedModel) -> dict[str, torch.Tensor]:
     layers = tuple(model.network.linear_layers())
     tensors = {
-        f"float.{name}": tensor for name, tensor in float_tensors(model.network, layers).items()
+        FLOAT_PREFIX + name: tensor
+        for name, tensor in float_tensors(model.network, layers).items()
     }
     text = model.processing.tokenizer_json.encode()
-    tensors["processing.tokenizer_json"] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    tensors[TOKENIZER_TENSOR] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
     return tensors
