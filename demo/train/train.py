@@ -152,7 +152,7 @@ def _loss(
         patches = torch.cat([frozen, own], dim=-1).reshape(
             count, -1, DINO.width + SIGLIP_LIKE.width
         )
-        actions = network.decode(network.projector(patches), inputs)
+        actions = network.decode(patches, inputs)
     return (actions - torch.from_numpy(target)).abs().mean()
 
 

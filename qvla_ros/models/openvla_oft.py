@@ -4,7 +4,8 @@ Token sequence: ``[BOS][patches of every image][state][prompt][horizon * action_
 The head reads the hidden state one position before each placeholder, as the model was trained.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import cast
 
 import torch
@@ -14,7 +15,13 @@ from transformers import LlamaConfig, LlamaModel
 
 from qvla_ros.models.action_head import L1ActionHead, ProprioProjector
 from qvla_ros.models.linear_layer import LinearLayer, Part
+from qvla_ros.models.stages import Stage, State, run_stages
 from qvla_ros.models.vision_transformer import TowerConfig, VisionTransformer
+
+ACTIONS = "actions"
+"""Name of the last stage's answer: float32 ``[batch, horizon, action_dim]``, normalised."""
+
+_TOWERS = ("featurizer", "fused_featurizer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +80,19 @@ class VisionBackbone(nn.Module):
         self.featurizer = VisionTransformer(towers[0])
         self.fused_featurizer = VisionTransformer(towers[1])
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Map ``[batch, views * 6, side, side]`` to ``[batch, views * patches, vision_width]``."""
-        batch = len(pixels)
-        first, second = pixels.unflatten(1, (-1, 2, 3)).flatten(0, 1).unbind(1)
-        features = torch.cat([self.featurizer(first), self.fused_featurizer(second)], dim=-1)
-        return features.reshape(batch, -1, features.shape[-1])
+    def stages(self, tower_name: str) -> list[Stage]:
+        """One tower, block by block; the tensor is called after the tower."""
+        tower = cast(VisionTransformer, self.get_submodule(tower_name))
+        path, last = f"vision_backbone.{tower_name}", len(tower.blocks) - 1
+        stages = [Stage(f"{path}.patch_embed", (tower_name,), tower_name, tower.embed)]
+        for index, block in enumerate(tower.blocks):
+            name = f"{path}.blocks.{index}"
+            stages.append(Stage(name, (tower_name,), tower_name, block))
+        final = stages[last + 1]
+        stages[last + 1] = replace(
+            final, apply=lambda tokens: tower.patch_features(tower.blocks[last](tokens))
+        )
+        return stages
 
 
 class Projector(nn.Module):
@@ -115,25 +129,74 @@ class OpenVlaOft(nn.Module):
 
     def forward(self, inputs: ModelInputs) -> Tensor:
         """Answer normalised actions, float32 ``[batch, horizon, action_dim]``."""
-        return self.decode(self.projector(self.vision_backbone(inputs.pixels)), inputs)
+        return run_stages(self.stages(), self.first_state(inputs))[ACTIONS]
 
     def decode(self, patches: Tensor, inputs: ModelInputs) -> Tensor:
-        """The part behind the projector; ``patches`` is ``[batch, views * patches, width]``."""
+        """The part behind the towers; ``patches`` is ``[batch, views * patches, vision_width]``."""
+        features = patches.split([tower.width for tower in self.config.towers], dim=-1)
+        state = {**self.first_state(inputs), **dict(zip(_TOWERS, features, strict=True))}
+        behind = [stage for stage in self.stages() if not stage.name.startswith("vision_")]
+        return run_stages(behind, state)[ACTIONS]
+
+    def first_state(self, inputs: ModelInputs) -> State:
+        """What the first stages read: the pixels of each tower and the embedded text.
+
+        Returns:
+            ``featurizer`` and ``fused_featurizer``: ``[batch * views, 3, side, side]``;
+            ``text``: ``[batch, tokens, width]``; ``end``: ``[batch, 1, width]``;
+            ``proprio``: ``[batch, state_dim]``.
+        """
         embed = self.llama.embed_tokens
-        text = embed(inputs.token_ids)
-        state = self.proprio_projector(inputs.state)[:, None]
+        batch = len(inputs.pixels)
+        images = inputs.pixels.unflatten(1, (-1, 2, 3)).flatten(0, 1).unbind(1)
+        return {
+            **dict(zip(_TOWERS, images, strict=True)),
+            "text": embed(inputs.token_ids),
+            "end": embed(inputs.token_ids.new_full((batch, 1), inputs.end_token_id)),
+            "proprio": inputs.state,
+        }
+
+    def stages(self) -> list[Stage]:
+        """The forward pass, one block at a time, in execution order."""
+        stages = []
+        for name in _TOWERS:
+            stages += self.vision_backbone.stages(name)
+        stages.append(
+            Stage("projector", (*_TOWERS, "text", "end", "proprio"), "hidden", self._sequence)
+        )
+        for index, layer in enumerate(self.llama.layers):
+            path = f"language_model.model.layers.{index}"
+            stages.append(Stage(path, ("hidden",), "hidden", partial(self._llama_layer, layer)))
+        stages.append(Stage("action_head", ("hidden",), ACTIONS, self._actions))
+        return stages
+
+    def _sequence(
+        self, first: Tensor, second: Tensor, text: Tensor, end: Tensor, proprio: Tensor
+    ) -> Tensor:
         batch, _, width = text.shape
+        features = torch.cat([first, second], dim=-1)
+        patches = self.projector(features.reshape(batch, -1, features.shape[-1]))
+        state = self.proprio_projector(proprio)[:, None]
         zeros = text.new_zeros(batch, self.config.placeholders, width)
-        end = embed(inputs.token_ids.new_full((batch, 1), inputs.end_token_id))
-        sequence = torch.cat([text[:, :1], patches, state, text[:, 1:], zeros, end], dim=1)
+        return torch.cat([text[:, :1], patches, state, text[:, 1:], zeros, end], dim=1)
+
+    def _llama_layer(self, layer: nn.Module, hidden: Tensor) -> Tensor:
+        length = hidden.shape[1]
         # An explicit all-zero additive mask makes every transformers version bidirectional.
-        length = sequence.shape[1]
-        mask = sequence.new_zeros(batch, 1, length, length)
-        hidden = self.llama(
-            inputs_embeds=sequence, attention_mask=mask, use_cache=False
-        ).last_hidden_state
-        last = length - 2
-        answers = hidden[:, last - self.config.placeholders : last]
+        mask = hidden.new_zeros(len(hidden), 1, length, length)
+        positions = torch.arange(length, device=hidden.device)[None]
+        answer = layer(
+            hidden,
+            attention_mask=mask,
+            position_ids=positions,
+            position_embeddings=self.llama.rotary_emb(hidden, positions),
+            use_cache=False,
+        )
+        return answer[0] if isinstance(answer, tuple) else answer  # a tuple before 4.54
+
+    def _actions(self, hidden: Tensor) -> Tensor:
+        last = hidden.shape[1] - 2
+        answers = self.llama.norm(hidden)[:, last - self.config.placeholders : last]
         actions = self.action_head(answers)
         return actions.to(torch.promote_types(actions.dtype, torch.float32))
 

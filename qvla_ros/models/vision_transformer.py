@@ -142,15 +142,23 @@ class VisionTransformer(nn.Module):
             self.reg_token = nn.Parameter(torch.zeros(1, config.registers, config.width))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.live_blocks))
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Map normalised ``[batch, 3, side, side]`` to patch features ``[batch, patches, width]``."""
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Tokens before the first block, ``[batch, prefix + patches, width]``."""
         tokens = self.patch_embed(pixels) + self.pos_embed
         prefix = [
             getattr(self, name).expand(len(tokens), -1, -1)
             for name in ("cls_token", "reg_token")
             if hasattr(self, name)
         ]
-        tokens = torch.cat([*prefix, tokens], dim=1)
+        return torch.cat([*prefix, tokens], dim=1)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Map normalised ``[batch, 3, side, side]`` to patch features ``[batch, patches, width]``."""
+        tokens = self.embed(pixels)
         for block in self.blocks:
             tokens = block(tokens)
+        return self.patch_features(tokens)
+
+    def patch_features(self, tokens: Tensor) -> Tensor:
+        """Drop the prefix: the last ``patches`` tokens."""
         return tokens[:, tokens.shape[1] - self.config.patches :]
