@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 ENV := bash scripts/setup.sh && . scripts/env.sh &&
 
-.PHONY: demo test check score-check closed-loop setup clean
+.PHONY: demo test check score-check report evidence-method evidence-node closed-loop setup clean
 
 demo:            ## quantize the demo policy, serve it over ROS 2, and measure it
 	@$(ENV) python -m demo.run_demo
@@ -19,7 +19,16 @@ check:           ## format, lint, types, import contracts
 score-check:     ## does the score rank rows as quantizing them one at a time does?
 	@$(ENV) python -m demo.assemble --out demo_output/model >/dev/null && qvla measure \
 		demo_output/model demo/bags/calibration_* --out demo_output/score_check.safetensors \
-		--probes 8 --exact-rows $(or $(ROWS),300)
+		--frames 8 --exact-rows $(or $(ROWS),300)
+
+report:          ## a page about what the demo's quantization did (after make demo)
+	@$(ENV) qvla report demo_output --out demo_output/quantization.html
+
+evidence-method: ## everything claimed of the method, measured anew; an hour on two idle cores
+	@$(ENV) python -m demo.evidence_method --out evidence/method.json
+
+evidence-node:   ## everything claimed of the node, measured anew (after make demo)
+	@$(ENV) python -m demo.node_evidence --out evidence/node.json
 
 closed-loop:     ## success in LIBERO, float and packed (after make demo; installs the simulator)
 	@$(ENV) bash scripts/closed_loop.sh

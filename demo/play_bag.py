@@ -20,7 +20,8 @@ from rosbags.highlevel import AnyReader
 from sensor_msgs.msg import CompressedImage, JointState
 from std_msgs.msg import String
 
-from qvla_ros.node.conversions import ns_to_stamp, stamp_to_ns
+from qvla_ros.node.conversions import ns_to_stamp
+from qvla_ros.sensor_messages import stamp_to_ns
 
 PACE = "/camera/primary/image_raw/compressed"
 TYPES = {

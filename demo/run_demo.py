@@ -14,31 +14,40 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from demo.assemble import SOURCE, assemble
 from demo.demo_report import write_report
 from demo.live_run import ROOT, LiveRun, run_live
 from qvla_ros.atomic_file import atomic_file
-from qvla_ros.cli.measure import measure
 from qvla_ros.cli.progress import Progress
 from qvla_ros.errors import ConfigurationError, QvlaError
+from qvla_ros.evaluate.bag_layout import BagLayout
 from qvla_ros.evaluate.comparison import NormalizedActions, answer_all
-from qvla_ros.evaluate.episode import Episode, read_episode
+from qvla_ros.evaluate.episode import Episode, Observations, read_episode
 from qvla_ros.evaluate.fidelity import ActionError
 from qvla_ros.evaluate.latency import measure_latency
 from qvla_ros.evaluate.machine import describe_machine
+from qvla_ros.models.linear_layer import LinearLayer
 from qvla_ros.models.registry import LoadedModel, load_model
 from qvla_ros.observation import Observation
 from qvla_ros.policy.policy import Policy, PolicyIdentity, float_policy, load_policy
-from qvla_ros.quantize.allocation import allocate_bits
 from qvla_ros.quantize.bit_plan import BitBudget, BitPlan, uniform_plan
-from qvla_ros.quantize.pipeline import write_quantized
-from qvla_ros.quantize.rounding import round_nearest
+from qvla_ros.quantize.calibration import CalibrationSet
+from qvla_ros.quantize.pipeline import (
+    calibrate,
+    measure_model,
+    plan_bits,
+    quantize_model,
+    write_quantized,
+)
+from qvla_ros.quantize.quantized_model import QuantizedModel
+from qvla_ros.quantize.rivals.by_plan import nearest_on, rounded
+from qvla_ros.quantize.rounding import Grid, nearest_grid
 from qvla_ros.quantize.sensitivity import SensitivityTable
 from qvla_ros.quantize.storage import save_plan, save_table
 
 BITS = 4.0
-FRAMES, PROBES = 32, 4
 REPEAT = 3
 TIMED_INFERENCES = 40
 
@@ -122,21 +131,20 @@ def run(out: Path, bags: Path) -> DemoResult:
         (out / old).unlink(missing_ok=True)  # a failed run must not look like the last good one
     folder = assemble(SOURCE, out / "model")
     model = load_model(folder)
-    calibration = sorted(bags.glob("calibration_*"))
     folders = tuple(sorted(bags.glob("heldout_*")))
-    heldout = Heldout(folders, tuple(read_episode(bag) for bag in folders))
-    table = measure(model, calibration, FRAMES, PROBES, seed=0)
-    save_table(table, out / "sensitivity.safetensors")
-    plan = allocate_bits(table, BitBudget(average_bits_per_weight=BITS))
-    save_plan(plan, out / "plan.safetensors")
-    ours = out / "policy.qvla.safetensors"
-    nearest = out / "nearest.qvla.safetensors"
-    with Progress(2 * len(plan.layers), "packing layers") as progress:
-        write_quantized(model, plan, ours, on_progress=lambda *_: progress.advance())
-        uniform = uniform_plan(table, int(BITS))
-        write_quantized(
-            model, uniform, nearest, round_nearest, on_progress=lambda *_: progress.advance()
-        )
+    layout = BagLayout.of_robot(model.processing.settings.robot)
+    heldout = Heldout(folders, tuple(read_episode(bag, layout) for bag in folders))
+    observations = Observations.of_all(
+        read_episode(bag, layout).observations for bag in sorted(bags.glob("calibration_*"))
+    )
+    calibration = calibrate(model, observations)
+    table, plan = _planned(model, calibration, out)
+    ours, nearest = (out / f"{name}.qvla.safetensors" for name in ("policy", "nearest"))
+    with Progress(len(model.network.stages()), "quantizing") as progress:
+        quantized = quantize_model(model, plan, calibration, progress.set)
+    write_quantized(model, quantized, plan.budget, ours)
+    uniform = uniform_plan(table, int(BITS))
+    write_quantized(model, _nearest(model, uniform), uniform.budget, nearest)
     reference, contestants = _contest(model, folder, ours, nearest, heldout.observations)
     print(f"serving {ours.name} and playing {len(folders)} bags {REPEAT} times", file=sys.stderr)
     live = run_live(ours, folders, REPEAT, out)
@@ -148,6 +156,26 @@ def run(out: Path, bags: Path) -> DemoResult:
         file.write(f"{json.dumps(result.summary, indent=2)}\n".encode())
     write_report(result, out / "report.html")
     return result
+
+
+def _planned(
+    model: LoadedModel, calibration: CalibrationSet, out: Path
+) -> tuple[SensitivityTable, BitPlan]:
+    with Progress(len(model.network.stages()), "measuring sensitivity") as progress:
+        table = measure_model(model, calibration, on_progress=progress.set)
+    save_table(table, out / "sensitivity.safetensors")
+    plan = plan_bits(model, table, BitBudget(average_bits_per_weight=BITS))
+    save_plan(plan, out / "plan.safetensors")
+    return table, plan
+
+
+def _nearest(model: LoadedModel, plan: BitPlan) -> QuantizedModel:
+    """Plain round-to-nearest."""
+
+    def rounding(layer: LinearLayer, weight: Tensor, bits: int) -> tuple[Grid, Tensor]:
+        return nearest_on(nearest_grid, weight, bits, torch.ones(layer.columns))
+
+    return rounded(model.network, plan, rounding)
 
 
 def _contest(
@@ -165,7 +193,7 @@ def _contest(
         reference = answer_all(exact, observations, lambda *_: progress.advance())
         for label, size, policy in candidates:
             answers = answer_all(policy, observations, lambda *_: progress.advance())
-            error = answers.error_against(reference, policy.action_names)
+            error = answers.error_against(reference, policy.processing)
             latency = measure_latency(policy, observations, TIMED_INFERENCES).wall_ms
             contestants.append(Contestant(label, size, error, answers, latency))
     return reference, tuple(contestants)

@@ -1,5 +1,6 @@
 """Starts the policy node; with ``autostart`` it is configured and activated at once."""
 
+import shutil
 from pathlib import Path
 
 from launch import LaunchDescription
@@ -19,6 +20,8 @@ from launch_ros.parameter_descriptions import ParameterValue
 from lifecycle_msgs.msg import Transition
 
 CONFIG = Path(__file__).resolve().parent.parent / "config" / "libero.yaml"
+# launch leaves its nodes behind when it dies of a SIGTERM; a policy must not go on without anybody.
+PREFIX = "setpriv --pdeathsig TERM --" if shutil.which("setpriv") else None
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -39,6 +42,7 @@ def generate_launch_description() -> LaunchDescription:
         ],
         arguments=["--ros-args", "--log-level", LaunchConfiguration("log_level")],
         output="both",
+        prefix=PREFIX,
     )
     return LaunchDescription([*_arguments(), *_autostart(node), node])
 

@@ -23,6 +23,7 @@ class FakePolicy:
     horizon: int = 8
     period_ns: int = 50_000_000
     poisoned: bool = False
+    golden_actions: np.ndarray | None = None
     seen: list[Observation] = field(default_factory=list)
     gate: threading.Event = field(default_factory=threading.Event)
 
@@ -30,11 +31,13 @@ class FakePolicy:
         self.gate.set()
 
     def infer(self, observation: Observation) -> Inference:
-        self.seen.append(observation)
-        self.gate.wait(timeout=20)
+        is_self_test = observation.stamp_ns == 0
+        if not is_self_test:
+            self.seen.append(observation)
+            self.gate.wait(timeout=20)
         actions = np.zeros((self.horizon, 3), np.float32)
         actions[:, 0] = np.arange(self.horizon)
-        actions[:, 1] = np.nan if self.poisoned else observation.state[0]
+        actions[:, 1] = np.nan if self.poisoned and not is_self_test else observation.state[0]
         actions[:, 2] = observation.images["primary"].mean()
         chunk = ActionChunk(observation.stamp_ns, self.period_ns, actions)
         return Inference(chunk, {"process": 1.0, "model": 2.0, "postprocess": 0.5})

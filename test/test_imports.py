@@ -12,13 +12,18 @@ ROOT = Path(__file__).resolve().parent.parent
 ROS_PACKAGES = [
     "builtin_interfaces",
     "diagnostic_msgs",
+    "geometry_msgs",
     "lifecycle_msgs",
+    "nav_msgs",
     "qvla_ros.msg",
     "rcl_interfaces",
     "rclpy",
+    "rosgraph_msgs",
     "sensor_msgs",
     "std_msgs",
     "std_srvs",
+    "tf2_ros",
+    "trajectory_msgs",
 ]
 SOURCES = [
     path
@@ -31,7 +36,7 @@ def modules_without_ros() -> list[str]:
     names = []
     for path in sorted((ROOT / "qvla_ros").rglob("*.py")):
         parts = path.relative_to(ROOT).with_suffix("").parts
-        if "node" not in parts:
+        if "node" not in parts and parts[-1] != "triton_kernels":  # Triton is optional
             names.append(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
     return names
 
@@ -72,7 +77,7 @@ def test_no_source_file_is_longer_than_400_lines() -> None:
     assert long == {}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "config").iterdir()), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", sorted((ROOT / "config").glob("*.yaml")), ids=lambda p: p.name)
 def test_a_config_file_holds_ros_parameters(path: Path) -> None:
     content = yaml.safe_load(path.read_text())
     assert all("ros__parameters" in node for node in content.values())

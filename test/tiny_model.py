@@ -10,13 +10,17 @@ from safetensors.torch import save_file
 
 from demo.train.layout import train_tokenizer
 from qvla_ros.models.action_head import L1ActionHead, ProprioProjector
+from qvla_ros.models.openvla_oft import OpenVlaOft
 from qvla_ros.models.registry import load_model
 from qvla_ros.models.released_layout import expected_tensors, read_llama
 from qvla_ros.models.robot_constants import ROBOT_CONSTANTS, RobotConstants
 from qvla_ros.models.vision_transformer import TowerConfig
 from qvla_ros.observation import Observation
-from qvla_ros.quantize.bit_plan import BitBudget, BitPlan
+from qvla_ros.quantize.bit_plan import BitBudget
+from qvla_ros.quantize.linear_weight import linear_weight
 from qvla_ros.quantize.pipeline import write_quantized
+from qvla_ros.quantize.quantized_model import LayerCodes, QuantizedModel
+from qvla_ros.quantize.rounding import codes_on, nearest_grid
 from qvla_ros.quantize.widths import WIDTHS
 
 INSTRUCTION = "pick up the black bowl"
@@ -117,7 +121,19 @@ def tiny_checkpoint(folder: Path) -> Path:
         for layer in layers
     }
     rows[layers[0].name][:3] = 0
-    energy = {layer.name: torch.ones(layer.columns) for layer in layers}
+    quantized = nearest_codes(model.network, rows)
     budget = BitBudget(average_bits_per_weight=16.0)
-    plan = BitPlan(layers, rows, energy, budget, 0.0, model.fingerprint)
-    return write_quantized(model, plan, folder / "tiny.qvla.safetensors").path
+    return write_quantized(model, quantized, budget, folder / "tiny.qvla.safetensors").path
+
+
+def nearest_codes(network: OpenVlaOft, row_bits: dict[str, torch.Tensor]) -> QuantizedModel:
+    """Round every row to the nearest level of its own grid."""
+    finished = {}
+    for layer in network.linear_layers():
+        weight = linear_weight(network, layer)
+        codes = LayerCodes(layer, row_bits[layer.name], weight)
+        for bits, index in codes.rows_by_width():
+            grid = nearest_grid(weight[index], bits, torch.ones(layer.columns))
+            codes.put(index, grid, codes_on(weight[index], grid, bits))
+        finished[layer.name] = codes.finished()
+    return QuantizedModel(finished)

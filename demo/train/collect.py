@@ -15,8 +15,8 @@ import numpy as np
 
 from demo.train.demonstration import Demonstration, DemonstrationOrigin, write_demonstration
 from demo.train.expert_run import MAX_STEPS, ExpertRun
-from qvla_ros.evaluate.jpeg import encode_jpeg
 from qvla_ros.evaluate.libero import CAMERAS, LiberoTask, mujoco_version
+from qvla_ros.image_codec import encode_jpeg
 
 NOISE_LEVELS = (0.0, 0.1, 0.2, 0.35)
 IMAGE_STRIDE = 2

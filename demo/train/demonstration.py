@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from qvla_ros.atomic_file import atomic_file
-from qvla_ros.evaluate.jpeg import decode_jpeg
+from qvla_ros.image_codec import decode_compressed
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Demonstration:
 
     def images(self, camera: str) -> np.ndarray:
         """All images of one camera, ``uint8 [images, height, width, 3]`` RGB."""
-        return np.stack([decode_jpeg(data) for data in self.jpegs[camera]])
+        return np.stack([decode_compressed(data) for data in self.jpegs[camera]])
 
 
 def write_demonstration(path: Path, demonstration: Demonstration) -> None:

@@ -13,14 +13,15 @@ import numpy as np
 
 from demo.train.expert_run import ExpertRun
 from qvla_ros.errors import ConfigurationError
-from qvla_ros.evaluate.episode import Episode, write_episode
+from qvla_ros.evaluate.bag_layout import BagLayout
+from qvla_ros.evaluate.bag_writer import write_episode
+from qvla_ros.evaluate.episode import Episode
 from qvla_ros.evaluate.libero import (
-    ACTION_NAMES,
     CONTROL_PERIOD_NS,
-    STATE_NAMES,
     LiberoTask,
     mujoco_version,
 )
+from qvla_ros.models.robot_constants import ROBOT_CONSTANTS
 from qvla_ros.observation import Observation
 
 SUITE = "libero_spatial"
@@ -72,14 +73,7 @@ def record_episode(task: LiberoTask, planned: PlannedBag) -> Episode:
             actions.append(action)
         if run.succeeded:
             metadata = _describe(planned, attempt)
-            return Episode(
-                observations,
-                np.stack(actions),
-                CONTROL_PERIOD_NS,
-                metadata,
-                STATE_NAMES,
-                ACTION_NAMES,
-            )
+            return Episode.in_step(observations, np.stack(actions), metadata)
     raise ConfigurationError(
         f"the expert failed {MAX_ATTEMPTS} times at {planned.name}; give it another seed"
     )
@@ -102,13 +96,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "bags")
     arguments = parser.parse_args()
+    layout = BagLayout.of_robot(ROBOT_CONSTANTS["libero"])
     missing = [planned for planned in BAGS if not (arguments.out / planned.name).exists()]
     for index in sorted({planned.task for planned in missing}):
         task = LiberoTask(SUITE, index, randomized_start=True)
         for planned in missing:
             if planned.task == index:
                 episode = record_episode(task, planned)
-                write_episode(arguments.out / planned.name, episode)
+                write_episode(arguments.out / planned.name, episode, layout)
                 print(f"{planned.name}: {len(episode.observations)} images a camera", flush=True)
         task.close()
 

@@ -1,7 +1,8 @@
-"""Codes of 2, 4 and 8 bits in bytes, in *split order* inside blocks of 128 columns.
+"""Codes of 2, 3, 4 and 8 bits in bytes, in *split order* inside blocks of 128 columns.
 
-A width of ``bits`` puts ``8 / bits`` codes in a byte. A block of 128 columns takes
-``stride = 128 * bits / 8`` bytes, and byte ``j`` of the block holds the columns ``j``,
+A block of 128 columns is one *plane* of all the bits of a code, except at 3 bits: there it is a
+plane of the low two bits followed by a plane of the high one. A plane of ``bits`` takes
+``stride = 128 * bits / 8`` bytes, and byte ``j`` of the plane holds the columns ``j``,
 ``j + stride``, ``j + 2 * stride``, ... from its low bits to its high bits. So unpacking one
 contiguous run of columns is one shift and one mask over one contiguous run of bytes.
 """
@@ -11,8 +12,10 @@ import torch
 BLOCK_COLUMNS = 128
 """Columns in one block; the last block of a row is padded with the code 0."""
 
-CODE_BITS = (8, 4, 2)
+CODE_BITS = (8, 4, 3, 2)
 """Widths that are stored as codes, widest first."""
+
+_PLANES = {8: (8,), 4: (4,), 3: (2, 1), 2: (2,)}  # bits of each plane, from the lowest bit
 
 
 def padded_columns(columns: int) -> int:
@@ -31,7 +34,7 @@ def pack_codes(codes: torch.Tensor, bits: int) -> torch.Tensor:
 
     Args:
         codes: ``uint8 [rows, columns]``, each at most ``2**bits - 1``.
-        bits: 2, 4 or 8.
+        bits: 2, 3, 4 or 8.
 
     Returns:
         ``uint8 [rows, packed_bytes_per_row(columns, bits)]``.
@@ -47,11 +50,12 @@ def pack_codes(codes: torch.Tensor, bits: int) -> torch.Tensor:
     rows, columns = codes.shape
     padded = codes.new_zeros(rows, padded_columns(columns))
     padded[:, :columns] = codes
-    splits = _split_view(padded, bits)
-    packed = codes.new_zeros(rows, splits.shape[1], splits.shape[3])
-    for split in range(8 // bits):
-        packed |= splits[:, :, split] << (split * bits)
-    return packed.view(rows, packed_bytes_per_row(columns, bits))
+    packed = codes.new_zeros(rows, packed_bytes_per_row(columns, bits))
+    for plane, low, width in _plane_views(packed, bits):
+        splits = _split_view(padded, width)
+        for split in range(8 // width):
+            plane |= (splits[:, :, split] >> low & 2**width - 1) << split * width
+    return packed
 
 
 def unpack_codes(packed: torch.Tensor, bits: int, columns: int) -> torch.Tensor:
@@ -59,7 +63,7 @@ def unpack_codes(packed: torch.Tensor, bits: int, columns: int) -> torch.Tensor:
 
     Args:
         packed: ``uint8 [rows, packed_bytes_per_row(columns, bits)]``.
-        bits: 2, 4 or 8.
+        bits: 2, 3, 4 or 8.
         columns: True number of columns, without padding.
 
     Returns:
@@ -78,36 +82,50 @@ def unpack_codes(packed: torch.Tensor, bits: int, columns: int) -> torch.Tensor:
 
 
 def unpack_into(packed: torch.Tensor, bits: int, codes: torch.Tensor) -> None:
-    """Unpack into a buffer that the caller owns; allocates nothing.
+    """Unpack into a buffer that the caller owns; only 3 bits take a small buffer of their own.
 
     Args:
         packed: ``uint8 [rows, padded_columns * bits / 8]``.
-        bits: 2, 4 or 8.
+        bits: 2, 3, 4 or 8.
         codes: Contiguous ``uint8 [rows, padded_columns]``; overwritten.
     """
-    splits = _split_view(codes, bits)
-    blocks = packed.view(splits.shape[0], splits.shape[1], splits.shape[3])
     if bits == 8:
-        splits[:, :, 0].copy_(blocks)
+        codes.copy_(packed)
         return
-    # Eight bytes at a time: a block has at least 32, and the mask clears what the shift of a
+    # Eight bytes at a time: a plane has at least 16, and the mask clears what the shift of a
     # 64-bit word brings in from the neighbours.
-    words, targets = blocks.view(torch.int64), splits.view(torch.int64)
-    mask = int.from_bytes(bytes([2**bits - 1]) * 8, "little")
-    torch.bitwise_and(words, mask, out=targets[:, :, 0])
-    for split in range(1, 8 // bits):
-        target = targets[:, :, split]
-        torch.bitwise_right_shift(words, split * bits, out=target)
-        target.bitwise_and_(mask)
+    for plane, low, width in _plane_views(packed, bits):
+        words, targets = plane.view(torch.int64), _split_view(codes, width).view(torch.int64)
+        mask = int.from_bytes(bytes([2**width - 1]) * 8, "little")
+        for split in range(8 // width):
+            target = targets[:, :, split]
+            if low:
+                target |= (words >> split * width & mask) << low
+            else:
+                torch.bitwise_right_shift(words, split * width, out=target)
+                target &= mask
 
 
-def _split_view(codes: torch.Tensor, bits: int) -> torch.Tensor:
-    """``[rows, padded_columns]`` seen as ``[rows, blocks, codes a byte, bytes a block]``."""
+def _plane_views(packed: torch.Tensor, bits: int) -> list[tuple[torch.Tensor, int, int]]:
+    """Of each plane: its bytes ``[rows, blocks, bytes]``, its lowest bit and its width."""
+    block_bytes = BLOCK_COLUMNS * bits // 8
+    blocks = packed.view(packed.shape[0], packed.shape[1] // block_bytes, block_bytes)
+    views = []
+    low = 0
+    for width in _PLANES[bits]:
+        first, last = (BLOCK_COLUMNS * bit // 8 for bit in (low, low + width))
+        views.append((blocks[:, :, first:last], low, width))
+        low += width
+    return views
+
+
+def _split_view(codes: torch.Tensor, width: int) -> torch.Tensor:
+    """``[rows, padded_columns]`` seen as ``[rows, blocks, codes a byte, bytes a plane]``."""
     rows, columns = codes.shape
-    stride = BLOCK_COLUMNS * bits // 8
-    return codes.view(rows, columns // BLOCK_COLUMNS, 8 // bits, stride)
+    stride = BLOCK_COLUMNS * width // 8
+    return codes.view(rows, columns // BLOCK_COLUMNS, 8 // width, stride)
 
 
 def _require_code_bits(bits: int) -> None:
     if bits not in CODE_BITS:
-        raise ValueError(f"codes are of 2, 4 or 8 bits, not {bits}")
+        raise ValueError(f"codes are of 2, 3, 4 or 8 bits, not {bits}")

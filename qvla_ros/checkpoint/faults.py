@@ -39,6 +39,7 @@ class CheckpointFault(str, Enum):
     NETWORK = "network"
     # The values of a layer
     ROW_ORDER = "row_order"
+    INPUT_COLUMNS = "input_columns"
     SCALE = "scale"
     ZERO = "zero"
     WEIGHT = "weight"

@@ -5,20 +5,9 @@ from collections.abc import Mapping
 import torch
 
 from qvla_ros.checkpoint.bitpack import packed_bytes_per_row
-from qvla_ros.checkpoint.manifest import LayerSpec
-from qvla_ros.checkpoint.packed_linear import PackedLinear, PackedSegment
-
-FLOAT_PREFIX = "float."
-"""Prefix of the network's unpacked parameters: ``float.<parameter name>``."""
-
-PROCESSING_PREFIX = "processing."
-"""Prefix of the tensors that the processing needs."""
-
-TOKENIZER_TENSOR = PROCESSING_PREFIX + "tokenizer_json"
-"""The bytes of ``tokenizer.json``, ``uint8``."""
-
-OTHER_PREFIXES = (FLOAT_PREFIX, PROCESSING_PREFIX)
-"""Every tensor is of a packed layer or has one of these prefixes."""
+from qvla_ros.checkpoint.layer_spec import LayerSpec
+from qvla_ros.checkpoint.packed_linear import PackedLinear
+from qvla_ros.checkpoint.packed_segment import PackedSegment
 
 
 def expected_tensors(spec: LayerSpec) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
@@ -26,21 +15,26 @@ def expected_tensors(spec: LayerSpec) -> dict[str, tuple[torch.dtype, tuple[int,
     expected: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
         f"{spec.name}.row_order": (torch.int32, (spec.stored_rows,))
     }
+    columns = spec.stored_columns
+    if columns < spec.columns:
+        expected[f"{spec.name}.input_columns"] = (torch.int32, (columns,))
     for segment in spec.segments:
         prefix = f"{spec.name}.segment{segment.bits}"
         if segment.bits == 16:
-            expected[f"{prefix}.weight"] = (torch.bfloat16, (segment.rows, spec.columns))
+            expected[f"{prefix}.weight"] = (torch.bfloat16, (segment.rows, columns))
         else:
-            width = packed_bytes_per_row(spec.columns, segment.bits)
+            width = packed_bytes_per_row(columns, segment.bits)
             expected[f"{prefix}.codes"] = (torch.uint8, (segment.rows, width))
-            expected[f"{prefix}.scale"] = (torch.bfloat16, (segment.rows,))
-            expected[f"{prefix}.zero"] = (torch.bfloat16, (segment.rows,))
+            for part in ("scale", "zero"):
+                expected[f"{prefix}.{part}"] = (torch.bfloat16, segment.grid_shape(columns))
     return expected
 
 
 def layer_to_tensors(layer: PackedLinear) -> dict[str, torch.Tensor]:
     """The tensors of a layer by their names in the file."""
     tensors = {f"{layer.name}.row_order": layer.row_order}
+    if layer.input_columns is not None:
+        tensors[f"{layer.name}.input_columns"] = layer.input_columns
     for segment in layer.segments:
         prefix = f"{layer.name}.segment{segment.bits}"
         if segment.bits == 16:
@@ -65,4 +59,7 @@ def layer_from_tensors(spec: LayerSpec, tensors: Mapping[str, torch.Tensor]) -> 
             codes, scale, zero = (tensors[f"{prefix}.{x}"] for x in ("codes", "scale", "zero"))
             segments.append(PackedSegment(segment.bits, codes, scale, zero))
     order = tensors[f"{spec.name}.row_order"]
-    return PackedLinear(spec.name, spec.rows, spec.columns, tuple(segments), order)
+    columns = tensors.get(f"{spec.name}.input_columns")
+    return PackedLinear(
+        spec.name, spec.rows, spec.columns, tuple(segments), order, spec.activation_bits, columns
+    )

@@ -5,127 +5,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from qvla_ros.checkpoint.faults import CheckpointFault
-from qvla_ros.checkpoint.packed_linear import BIT_WIDTHS, STORED_WIDTHS, PackedLinear
+from qvla_ros.checkpoint.layer_spec import LayerSpec
+from qvla_ros.checkpoint.packed_linear import BIT_WIDTHS
 from qvla_ros.checkpoint.strict_json import Fields, JsonObject, canonical_json, parse_object
 from qvla_ros.errors import CheckpointError
 
-SCHEMA_VERSION = 1
-"""Version of the format that this code writes, and the newest that it reads."""
+SCHEMA_VERSION = 2
+"""Version of the format that this code writes and reads."""
 
 UNSEALED = "0" * 64
 """The checksum of a manifest that has not been written yet."""
 
-INTEGER_CODEBOOK = "int"
-"""Codes are unsigned integers: ``w = (q - zero) * scale``."""
-
-BFLOAT16_CODEBOOK = "bf16"
-"""No codes: the weights themselves."""
-
 _HEXADECIMAL = frozenset("0123456789abcdef")
-
-
-@dataclass(frozen=True, slots=True)
-class SegmentSpec:
-    """The rows of one width in a layer.
-
-    Attributes:
-        bits: 16, 8, 4 or 2.
-        rows: How many, at least 1.
-    """
-
-    bits: int
-    rows: int
-
-    @property
-    def codebook(self) -> str:
-        """What a code means; other codebooks (e.g. 4-bit floats) may follow."""
-        return BFLOAT16_CODEBOOK if self.bits == 16 else INTEGER_CODEBOOK
-
-    def to_object(self) -> JsonObject:
-        """The JSON object; ``group_columns`` keeps a place for scales of column groups."""
-        return {
-            "bits": self.bits,
-            "rows": self.rows,
-            "codebook": self.codebook,
-            "group_columns": None,
-        }
-
-    @classmethod
-    def from_object(cls, value: object, where: str) -> "SegmentSpec":
-        """Read :meth:`to_object` strictly."""
-        fields = Fields(value, where, ("bits", "codebook", "group_columns", "rows"))
-        spec = cls(fields.count("bits"), fields.count("rows"))
-        fields.null("group_columns")
-        if spec.bits not in STORED_WIDTHS:
-            raise _layer_error(f"{where}.bits is {spec.bits}: must be one of {STORED_WIDTHS}")
-        if spec.rows < 1:
-            raise _layer_error(f"{where}.rows is {spec.rows}: a segment has at least one row")
-        if fields.text("codebook") != spec.codebook:
-            raise _layer_error(
-                f"{where}.codebook is {fields.text('codebook')!r}: "
-                f"{spec.bits} bits are read as {spec.codebook!r} only"
-            )
-        return spec
-
-
-@dataclass(frozen=True, slots=True)
-class LayerSpec:
-    """The shape of one packed layer.
-
-    Attributes:
-        name: Module path of the Linear in the network.
-        rows: Output channels, 0-bit rows included.
-        columns: Input channels.
-        segments: Widest first.
-    """
-
-    name: str
-    rows: int
-    columns: int
-    segments: tuple[SegmentSpec, ...]
-
-    @property
-    def stored_rows(self) -> int:
-        """Rows that take bytes."""
-        return sum(segment.rows for segment in self.segments)
-
-    @classmethod
-    def of(cls, layer: PackedLinear) -> "LayerSpec":
-        """The spec of a layer."""
-        segments = tuple(SegmentSpec(segment.bits, segment.rows) for segment in layer.segments)
-        return cls(layer.name, layer.rows, layer.columns, segments)
-
-    def to_object(self) -> JsonObject:
-        """The JSON object."""
-        return {
-            "name": self.name,
-            "rows": self.rows,
-            "columns": self.columns,
-            "segments": [segment.to_object() for segment in self.segments],
-        }
-
-    @classmethod
-    def from_object(cls, value: object, where: str) -> "LayerSpec":
-        """Read :meth:`to_object` strictly."""
-        fields = Fields(value, where, ("columns", "name", "rows", "segments"))
-        segments = tuple(
-            SegmentSpec.from_object(item, f"{where}.segments[{index}]")
-            for index, item in enumerate(fields.items("segments"))
-        )
-        spec = cls(fields.text("name"), fields.count("rows"), fields.count("columns"), segments)
-        widths = [segment.bits for segment in segments]
-        if widths != sorted(set(widths), reverse=True):
-            raise _layer_error(
-                f"{where} ({spec.name!r}) has segments of {widths} bits: "
-                f"they must be sorted, widest first, once each"
-            )
-        if not spec.name or spec.rows < 1 or spec.columns < 1:
-            raise _layer_error(f"{where} needs a name, at least one row and at least one column")
-        if spec.stored_rows > spec.rows:
-            raise _layer_error(
-                f"{where} ({spec.name!r}) stores {spec.stored_rows} rows of only {spec.rows}"
-            )
-        return spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +24,9 @@ class PlanSummary:
     """The bit plan in three figures.
 
     Attributes:
-        average_bits_per_weight: Mean width over all weights of all packed layers; codes only.
-        bit_histogram: Rows of each width; has exactly the keys 0, 2, 4, 8, 16.
+        average_bits_per_weight: Mean width over all weights of all packed layers, those in removed
+            columns included (they have 0 bits); codes only.
+        bit_histogram: Rows of each width of 0, 2, 3, 4, 8, 16; an absent one has none.
         budget: What the plan had to meet, e.g. ``{"average_bits_per_weight": 4.0}``.
     """
 
@@ -152,14 +44,16 @@ class PlanSummary:
             histogram[0] += layer.rows - layer.stored_rows
             for segment in layer.segments:
                 histogram[segment.bits] += segment.rows
-                bits += segment.bits * segment.rows * layer.columns
+                bits += segment.bits * segment.rows * layer.stored_columns
         return cls(bits / weights if weights else 0.0, histogram, dict(budget))
 
     def to_object(self) -> JsonObject:
         """The JSON object."""
         return {
             "average_bits_per_weight": float(self.average_bits_per_weight),
-            "bit_histogram": {str(bits): rows for bits, rows in self.bit_histogram.items()},
+            "bit_histogram": {
+                str(bits): self.bit_histogram.get(bits, 0) for bits in sorted(BIT_WIDTHS)
+            },
             "budget": {name: float(value) for name, value in self.budget.items()},
         }
 
@@ -247,7 +141,7 @@ class Manifest:
         """Read :meth:`to_json` strictly.
 
         Raises:
-            CheckpointError: Not JSON, of a newer version, or a field is missing, unknown or wrong.
+            CheckpointError: Not JSON, of another version, or a field is missing, unknown or wrong.
         """
         value = parse_object(text, "the manifest", CheckpointFault.MANIFEST_JSON)
         _require_known_version(value)
@@ -289,17 +183,18 @@ _FIELD_NAMES = (
 
 
 def _require_known_version(value: Mapping[str, object]) -> None:
-    """Before all other fields: a newer version may have other ones."""
+    """Before all other fields: another version has other ones."""
     version = value.get("schema_version")
     if not isinstance(version, int) or isinstance(version, bool):
         raise CheckpointError(
             "manifest lacks the integer field 'schema_version'",
             fault=CheckpointFault.MANIFEST_FIELD,
         )
-    if not 1 <= version <= SCHEMA_VERSION:
+    if version != SCHEMA_VERSION:
+        mend = "update qvla_ros" if version > SCHEMA_VERSION else "quantize the model again"
         raise CheckpointError(
-            f"the checkpoint has schema version {version}, and this program reads up to "
-            f"{SCHEMA_VERSION}: update qvla_ros, or quantize the model again",
+            f"the checkpoint has schema version {version}, and this program reads "
+            f"{SCHEMA_VERSION}: {mend}",
             fault=CheckpointFault.SCHEMA_VERSION,
         )
 
@@ -308,7 +203,9 @@ def _require_unique_names(layers: Sequence[LayerSpec]) -> None:
     seen: set[str] = set()
     for layer in layers:
         if layer.name in seen:
-            raise _layer_error(f"manifest.layers names {layer.name!r} twice")
+            raise CheckpointError(
+                f"manifest.layers names {layer.name!r} twice", fault=CheckpointFault.LAYER_SPEC
+            )
         seen.add(layer.name)
 
 
@@ -319,7 +216,3 @@ def _digest(text: str, name: str) -> str:
             fault=CheckpointFault.MANIFEST_FIELD,
         )
     return text
-
-
-def _layer_error(message: str) -> CheckpointError:
-    return CheckpointError(message, fault=CheckpointFault.LAYER_SPEC)

@@ -17,14 +17,10 @@ from qvla_ros.checkpoint.container import (
     decode_header,
 )
 from qvla_ros.checkpoint.faults import CheckpointFault
-from qvla_ros.checkpoint.layout import (
-    FLOAT_PREFIX,
-    OTHER_PREFIXES,
-    expected_tensors,
-    layer_from_tensors,
-)
+from qvla_ros.checkpoint.layout import expected_tensors, layer_from_tensors
 from qvla_ros.checkpoint.manifest import UNSEALED, Manifest
 from qvla_ros.checkpoint.packed_linear import PackedLinear
+from qvla_ros.checkpoint.tensor_names import FLOAT_PREFIX, OTHER_PREFIXES
 from qvla_ros.errors import CheckpointError
 
 _STAGE_BYTES = 8 * 2**20  # read, hashed and dropped from the page cache together

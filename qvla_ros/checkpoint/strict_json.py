@@ -123,10 +123,9 @@ class Fields:
             raise self._mistyped(name, "a list")
         return value
 
-    def null(self, name: str) -> None:
-        """``null``: a place that the format keeps for later."""
-        if self._value[name] is not None:
-            raise self._mistyped(name, "null (nothing else is defined yet)")
+    def count_or_null(self, name: str) -> int | None:
+        """An integer of at least 0, or ``null``."""
+        return None if self._value[name] is None else self.count(name)
 
     def _as_number(self, value: object, name: str) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):

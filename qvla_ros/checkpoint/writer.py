@@ -10,9 +10,11 @@ import torch
 from qvla_ros.atomic_file import atomic_file
 from qvla_ros.checkpoint.container import encode_header, place_tensors
 from qvla_ros.checkpoint.faults import CheckpointFault
-from qvla_ros.checkpoint.layout import OTHER_PREFIXES, layer_to_tensors
-from qvla_ros.checkpoint.manifest import UNSEALED, LayerSpec, Manifest
+from qvla_ros.checkpoint.layer_spec import LayerSpec
+from qvla_ros.checkpoint.layout import layer_to_tensors
+from qvla_ros.checkpoint.manifest import UNSEALED, Manifest
 from qvla_ros.checkpoint.packed_linear import PackedLinear
+from qvla_ros.checkpoint.tensor_names import OTHER_PREFIXES
 from qvla_ros.errors import CheckpointError
 
 

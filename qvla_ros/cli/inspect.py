@@ -1,19 +1,21 @@
 """``qvla inspect``: what is in a model folder or in a packed checkpoint."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from qvla_ros.cli.facts import print_facts
+from qvla_ros.cli.plan import plan_facts
 
 if TYPE_CHECKING:
     from qvla_ros.checkpoint.manifest import Manifest
 
-HELP = "print what a model folder or a packed checkpoint holds, without loading its weights"
+HELP = "print what a model folder, a packed checkpoint, a plan or a sensitivity table holds"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("path", type=Path, help="model folder, or packed checkpoint")
+    parser.add_argument("path", type=Path, help="model folder, or a file that qvla wrote")
     parser.add_argument(
         "--kernels", action="store_true", help="which kernel would multiply here, and why"
     )
@@ -22,17 +24,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the facts."""
-    from qvla_ros.checkpoint.reader import read_manifest
-
-    path = arguments.path
-    facts = _folder_facts(path) if path.is_dir() else _checkpoint_facts(path, read_manifest(path))
+    facts = _folder_facts(arguments.path) if arguments.path.is_dir() else _facts(arguments.path)
     if arguments.kernels:
         facts["kernels"] = _kernel_facts()
-    if arguments.json:
-        print(json.dumps(facts, indent=2))
-    else:
-        _print(facts)
+    print_facts(facts, arguments.json)
     return 0
+
+
+def _facts(path: Path) -> dict[str, object]:
+    from qvla_ros.checkpoint.reader import read_manifest
+    from qvla_ros.quantize.storage import PLAN, TABLE, kind_of, load_plan, load_table
+
+    kind = kind_of(path) if path.is_file() else None
+    if kind == PLAN:
+        plan = load_plan(path)
+        fingerprint = {"model_fingerprint": plan.model_fingerprint}
+        return {
+            "kind": "bit plan",
+            **plan_facts(plan),
+            "budget": plan.budget.to_json(),
+            **fingerprint,
+        }
+    if kind == TABLE:
+        table = load_table(path)
+        return {
+            "kind": "sensitivity table",
+            "layers": len(table.layers),
+            "rows": sum(layer.rows for layer in table.layers),
+            "probes": table.probes,
+            "seed": table.seed,
+            "model_fingerprint": table.model_fingerprint,
+        }
+    return _checkpoint_facts(path, read_manifest(path))
 
 
 def _folder_facts(path: Path) -> dict[str, object]:
@@ -102,17 +125,7 @@ def _kernel_facts() -> dict[str, str]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = default_compute_dtype()
     facts = {}
-    for rows in (1, 256):
-        choice = select_kernel(device, dtype, rows)
-        facts[f"{device.type} {dtype}, {rows} token(s)"] = f"{choice.name}: {choice.reason}"
+    for bits in (16, 8):
+        choice = select_kernel(device, dtype, activation_bits=bits)
+        facts[f"{bits}-bit activations"] = f"{choice.name}: {choice.reason}"
     return facts
-
-
-def _print(facts: dict[str, object], indent: str = "") -> None:
-    for key, value in facts.items():
-        if isinstance(value, dict):
-            print(f"{indent}{key}:")
-            _print(value, indent + "  ")
-        else:
-            text = f"{value:,}" if isinstance(value, int) else str(value)
-            print(f"{indent}{key:<26} {text}")

@@ -1,4 +1,4 @@
-"""Write dated images, joint values and sentences as a rosbag2 folder (MCAP)."""
+"""Write an episode as a rosbag2 folder (MCAP), without ROS."""
 
 import os
 import tempfile
@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from qvla_ros.errors import ConfigurationError
-
-_NANOSECONDS = 1_000_000_000
+from qvla_ros.evaluate.bag_layout import BagLayout
+from qvla_ros.evaluate.episode import Episode
+from qvla_ros.image_codec import encode_jpeg
+from qvla_ros.sensor_messages import SECOND_NS
 
 
 class BagWriter:
@@ -55,7 +57,7 @@ class BagWriter:
         return self._store.types[name]
 
     def _header(self, stamp_ns: int, frame: str) -> Any:
-        seconds, nanoseconds = divmod(stamp_ns, _NANOSECONDS)
+        seconds, nanoseconds = divmod(stamp_ns, SECOND_NS)
         stamp = self._type("builtin_interfaces/msg/Time")(sec=seconds, nanosec=nanoseconds)
         return self._type("std_msgs/msg/Header")(stamp=stamp, frame_id=frame)
 
@@ -124,3 +126,32 @@ def _quality_of_service(latched: bool) -> Any:
         liveliness_lease_duration=forever,
         avoid_ros_namespace_conventions=False,
     )
+
+
+def write_episode(path: Path, episode: Episode, layout: BagLayout) -> None:
+    """Write a rosbag2 folder with MCAP storage, all or nothing.
+
+    Images are compressed to JPEG here, so ``read_episode`` answers the pixels after compression:
+    write what the camera saw, not what a bag has given. The instruction is written once, latched.
+
+    Raises:
+        ConfigurationError: ``path`` exists already, or ``rosbags`` is not installed.
+        ValueError: The episode is empty, its instruction changes, or its actions are not in step
+            with its observations.
+    """
+    observations, actions = episode.observations, episode.actions
+    if len({seen.instruction for seen in observations}) != 1:
+        raise ValueError("an episode that is written has one instruction: write a bag for each")
+    stamps_ns = [seen.stamp_ns for seen in observations]
+    if actions is not None and actions.stamps_ns.tolist() != stamps_ns:
+        raise ValueError("an episode that is written has an action for each observation")
+    with new_bag(path, episode.metadata) as bag:
+        bag.write_latched_sentence(layout.instruction, stamps_ns[0], observations[0].instruction)
+        for index, seen in enumerate(observations):
+            for camera, topic in layout.images.items():
+                jpeg = encode_jpeg(seen.images[camera])
+                bag.write_jpeg(topic, seen.stamp_ns, camera, jpeg)
+            bag.write_joints(layout.state, seen.stamp_ns, layout.state_names, seen.state)
+            if actions is not None and layout.action is not None:
+                action = actions.values[index]
+                bag.write_joints(layout.action, seen.stamp_ns, layout.action_names, action)

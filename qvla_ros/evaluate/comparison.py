@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qvla_ros.evaluate.fidelity import ActionError, ChunkPairs, Grippers, action_error
+from qvla_ros.evaluate.fidelity import ActionError, ActionScale, ChunkPairs, Grippers, action_error
 from qvla_ros.observation import Observation
 from qvla_ros.policy.policy import Policy
 
@@ -20,10 +20,10 @@ class NormalizedActions:
 
     values: np.ndarray
 
-    def error_against(self, reference: "NormalizedActions", names: Sequence[str]) -> ActionError:
+    def error_against(self, reference: "NormalizedActions", scale: ActionScale) -> ActionError:
         """The error of these answers, taking ``reference`` for right."""
         pairs = ChunkPairs.whole(self.values, reference.values)
-        return action_error(pairs, grippers=Grippers.by_name(names))
+        return action_error(pairs, grippers=Grippers.of(scale))
 
 
 def answer_all(

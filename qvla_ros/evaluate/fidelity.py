@@ -2,8 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Protocol
 
 import numpy as np
+
+from qvla_ros.models.processing import ProcessingSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,23 +50,42 @@ class ChunkPairs:
         )
 
 
+class ActionScale(Protocol):
+    """The part of processing that knows what the numbers of an action mean."""
+
+    @property
+    def settings(self) -> ProcessingSettings:
+        """Names and ranges."""
+
+    def normalized_actions(self, actions: np.ndarray) -> np.ndarray:
+        """Robot units ``[..., action_dim]`` to the network's space; affine in each dimension."""
+
+
 @dataclass(frozen=True, slots=True)
 class Grippers:
     """Which action dimensions open and close, and where the middle is.
 
     Attributes:
         dimensions: Indices into an action.
-        threshold: Normalised value between open and closed.
+        middles: For each of them the normalised value between open and closed.
     """
 
     dimensions: tuple[int, ...] = ()
-    threshold: float = 0.5
+    middles: tuple[float, ...] = ()
 
     @classmethod
-    def by_name(cls, names: Sequence[str], threshold: float = 0.5) -> "Grippers":
-        """The dimensions whose name contains ``gripper``."""
+    def of(cls, scale: ActionScale) -> "Grippers":
+        """The dimensions whose name contains ``gripper``, halfway through their range.
+
+        A gripper that the network's space leaves alone has its own range there, any other one
+        that of all dimensions.
+        """
+        settings = scale.settings
+        middle = np.add(settings.action_low, settings.action_high) / 2
+        middles = scale.normalized_actions(middle)
+        names = settings.robot.action_names
         found = tuple(index for index, name in enumerate(names) if "gripper" in name)
-        return cls(found, threshold)
+        return cls(found, tuple(float(middles[index]) for index in found))
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +98,7 @@ class ActionError:
         executed_l1: As ``mean_l1``, each step of the chunk weighted by how often it is executed.
         l1_by_dimension: Mean absolute error of each action dimension.
         l1_by_step: Mean absolute error of each step of the chunk; NaN where none counts.
-        gripper_flips: Gripper values on the other side of the threshold than the target.
+        gripper_flips: Gripper values on the other side of the middle than the target.
         gripper_values: Gripper values compared.
         steps: Steps compared.
     """
@@ -157,6 +179,6 @@ def _by_step(errors: np.ndarray, step_of: np.ndarray, horizon: int) -> tuple[flo
 
 def _count_flips(pairs: ChunkPairs, grippers: Grippers) -> tuple[int, int]:
     chosen = list(grippers.dimensions)
-    predicted = pairs.predicted[pairs.valid][:, chosen] > grippers.threshold
-    target = pairs.target[pairs.valid][:, chosen] > grippers.threshold
+    predicted = pairs.predicted[pairs.valid][:, chosen] > grippers.middles
+    target = pairs.target[pairs.valid][:, chosen] > grippers.middles
     return int((predicted != target).sum()), int(predicted.size)

@@ -11,7 +11,14 @@ if TYPE_CHECKING:
 
 INK = "#6b7280"
 GRID = "#9ca3af"
-WIDTH_COLOURS = {0: "#a8adb5", 2: "#4fbfa0", 4: "#2f8fdc", 8: "#5b57d6", 16: "#c44a98"}
+WIDTH_COLOURS = {
+    0: "#a8adb5",
+    2: "#4fbfa0",
+    3: "#38a9c4",
+    4: "#2f8fdc",
+    8: "#5b57d6",
+    16: "#c44a98",
+}
 """Colour of each bit width, the same in every figure."""
 
 SERIES_COLOURS = ("#2f6fe4", "#e8833a", "#2fa37c", "#b04ac4", "#c9a227", "#d9485f", "#5f8aa8")

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from qvla_ros.errors import ConfigurationError
-from qvla_ros.evaluate.jpeg import through_jpeg
+from qvla_ros.image_codec import through_jpeg
 from qvla_ros.observation import Observation
 
 CONTROL_PERIOD_NS = 50_000_000

@@ -14,7 +14,7 @@ from qvla_ros.evaluate.figure_style import (
     series_colour,
     styled,
 )
-from qvla_ros.quantize.exact import spearman
+from qvla_ros.quantize.score_check import spearman
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,7 +54,7 @@ def plot_bits_per_layer(
         bottom.set_xticks([])
         bottom.set_xlim(places[0] - 1, places[-1] + 1)
         bottom.patch.set_alpha(0.0)
-        figure.legend(*bottom.get_legend_handles_labels(), loc="outside lower right", ncols=5)
+        figure.legend(*bottom.get_legend_handles_labels(), loc="outside lower right", ncols=6)
         return figure
 
 
@@ -118,7 +118,7 @@ def plot_bit_histogram(shares: Mapping[str, Mapping[int, float]]) -> "Figure":
         axes.spines[["left", "bottom"]].set_visible(False)
         axes.tick_params(length=0)
         axes.patch.set_alpha(0.0)
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower right", ncols=5)
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower right", ncols=6)
         return figure
 
 

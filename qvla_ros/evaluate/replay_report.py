@@ -17,7 +17,7 @@ from qvla_ros.evaluate.report import Report
 
 _HEADER = (
     "episode", "steps", "chunks", "L1 recorded", "L1 reference", "seam max", "p50 ms", "p99 ms",
-    "misses", "held", "dropped",
+    "misses", "held", "dropped", "trips",
 )  # fmt: skip
 _TRACED_EPISODES = 3
 
@@ -63,10 +63,14 @@ def replay_report(
         table_rows(results),
         "L1: mean absolute error of all actions of all chunks in normalised action space, against "
         "the recorded actions and against the reference policy. Seam: greatest jump of the due "
-        "action where a chunk took over. Misses: chunks that ran out before their successor.",
+        "action where a chunk took over. Misses: chunks that ran out before their successor. "
+        "Held: instants without an action. Trips: chunks beyond a limit.",
     )
+    for name, fault in summary.faults.items():
+        report.add_text(f"{name}: the robot would have stopped for good: {fault}.")
     _add_errors(report, results, summary)
     _add_time(report, results)
+    _add_refusals(report, summary)
     report.add_heading("Settings and machine")
     report.add_table(("what", "value"), list(facts.items()))
     return report
@@ -85,6 +89,7 @@ def _row(name: str, summary: ReplaySummary) -> list[str]:
         str(summary.deadline_misses),
         str(sum(summary.holds.values())),
         str(sum(summary.drops.values())),
+        str(sum(summary.trips.values())),
     ]
 
 
@@ -124,11 +129,21 @@ def _add_errors(report: Report, results: Sequence[ReplayResult], summary: Replay
             f"{result.name}: the action due at each observation's stamp, normalised. "
             "A gap is a hold.",
         )
-    drifts = {one.name: one.traces.drift() for one in results if one.traces.drift()}
-    if drifts:
-        report.add_figure(
-            plot_drift(drifts), "Executed against recorded actions, over the episode."
-        )
+    for label in ("recorded", "reference"):
+        drifts = {one.name: one.traces.drift(getattr(one.traces, label)) for one in results}
+        if any(drifts.values()):
+            report.add_figure(
+                plot_drift({name: one for name, one in drifts.items() if one}),
+                f"Executed against {label} actions, over the episode, in windows of a second.",
+            )
+    report.add_figure(
+        plot_error_by_dimension(
+            results[0].action_names,
+            {one.name: one.seams.mean_by_dimension for one in results[:_TRACED_EPISODES]},
+            "jump, normalised",
+        ),
+        "Mean jump of each dimension of the action that is due, where a chunk took over.",
+    )
 
 
 def _traces(result: ReplayResult) -> dict[str, np.ndarray]:
@@ -143,6 +158,16 @@ def _traces(result: ReplayResult) -> dict[str, np.ndarray]:
 def _add_time(report: Report, results: Sequence[ReplayResult]) -> None:
     report.add_heading("Time")
     everything = [one for result in results for one in result.latency_ms]
+    stages = {one.name: one.stages for one in results}
+    report.add_table(
+        ("episode", "stage", "inferences", "p50 ms", "p95 ms", "p99 ms"),
+        [
+            (name, stage, one.count, f"{one.p50:.2f}", f"{one.p95:.2f}", f"{one.p99:.2f}")
+            for name, table in stages.items()
+            for stage, one in table.items()
+        ],
+        "Real time of each stage on this machine, warm-up left out.",
+    )
     report.add_figure(
         plot_latency({"policy": everything}),
         "Real time of each inference on this machine, all episodes in order, warm-up left out.",
@@ -154,4 +179,24 @@ def _add_time(report: Report, results: Sequence[ReplayResult]) -> None:
         plot_executed_steps(executed),
         "How often each step of a chunk was executed on simulated time: latency skips the first "
         "ones, and the last ones are reached only when the next chunk is late.",
+    )
+
+
+def _add_refusals(report: Report, summary: ReplaySummary) -> None:
+    counts = {
+        "not used": summary.drops,
+        "no action": summary.holds,
+        "chunk beyond a limit": summary.trips,
+    }
+    rows = [
+        (what, reason, count)
+        for what, reasons in counts.items()
+        for reason, count in sorted(reasons.items(), key=lambda item: -item[1])
+    ]
+    report.add_heading("What was not used, and why")
+    report.add_table(
+        ("what", "reason", "count"),
+        rows,
+        "Samples, observations and chunks that were not used, instants without an action, and "
+        "chunks that the limits would refuse. Nothing here: the bags are clean.",
     )

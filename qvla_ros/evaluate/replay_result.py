@@ -52,19 +52,22 @@ class ActionTraces:
     recorded: np.ndarray | None
     reference: np.ndarray | None
 
-    def drift(self, window_s: float = 1.0) -> tuple[tuple[float, float], ...]:
-        """Mean absolute difference of the executed from the recorded actions over the episode.
+    def drift(
+        self, against: np.ndarray | None, window_s: float = 1.0
+    ) -> tuple[tuple[float, float], ...]:
+        """Mean absolute difference of the executed from other actions over the episode.
 
         Args:
+            against: ``recorded`` or ``reference``.
             window_s: Length of the windows that are averaged over.
 
         Returns:
             Start of each window in seconds with its error; windows without an action are left
-            out; empty without a recording.
+            out; empty if there is nothing to compare with.
         """
-        if self.recorded is None:
+        if against is None:
             return ()
-        error = np.abs(self.executed - self.recorded).mean(axis=1)
+        error = np.abs(self.executed - against).mean(axis=1)
         window_of = (self.times_s // window_s).astype(np.int64)
         acted = np.isfinite(error)
         return tuple(
@@ -80,13 +83,16 @@ class ReplayResult:
     Attributes:
         name: Name of the episode.
         action_names: One name an action dimension.
-        steps: Observations, and instants at which an action was asked for.
-        duration_s: From the first observation to the last.
+        grippers: Which of them open and close.
+        steps: Instants at which an action was asked for.
+        duration_s: From the first of them to the last.
         inferences: Inferences that gave a chunk.
         chunks: Chunks that the scheduler accepted.
         holds: Instants without an action, by reason.
-        drops: Observations and chunks not used, by reason.
+        drops: Samples, observations and chunks not used, by reason.
+        trips: Chunks that go beyond a limit, by limit; only where limits are given.
         deadline_misses: Chunks that ran out before a successor was accepted.
+        fault: Why the robot would have stopped for good; ``None`` if it would not.
         stages: Stage name to percentiles of the real time, milliseconds, warm-up left out.
         latency_ms: Real time of each inference, in order.
         executed_steps: How often each step of a chunk was executed.
@@ -99,13 +105,16 @@ class ReplayResult:
 
     name: str
     action_names: tuple[str, ...]
+    grippers: Grippers
     steps: int
     duration_s: float
     inferences: int
     chunks: int
     holds: dict[str, int]
     drops: dict[str, int]
+    trips: dict[str, int]
     deadline_misses: int
+    fault: str | None
     stages: dict[str, StagePercentiles]
     latency_ms: tuple[float, ...]
     executed_steps: tuple[int, ...]
@@ -127,13 +136,16 @@ class ReplayResult:
             "chunks": self.chunks,
             "holds": self.holds,
             "drops": self.drops,
+            "trips": self.trips,
             "deadline_misses": self.deadline_misses,
+            "fault": self.fault,
             "latency_ms": {name: asdict(one) for name, one in self.stages.items()},
             "executed_steps": list(self.executed_steps),
             "error_against_recorded": _error_json(self.recorded_error),
             "error_against_reference": _error_json(self.reference_error),
             "seam_jumps": asdict(self.seams),
-            "drift": [{"time_s": time, "l1": error} for time, error in self.traces.drift()],
+            "drift_from_recorded": _drift_json(self.traces.drift(self.traces.recorded)),
+            "drift_from_reference": _drift_json(self.traces.drift(self.traces.reference)),
         }
 
 
@@ -144,7 +156,8 @@ class ReplaySummary:
     Attributes:
         episodes: How many.
         steps, inferences, chunks, deadline_misses: Sums.
-        holds, drops: Sums, by reason.
+        holds, drops, trips: Sums, by reason.
+        faults: Name of each episode in which the robot would have stopped for good, and why.
         latency: Percentiles of the real time of all inferences, milliseconds.
         recorded_error: Against the recorded actions; ``None`` where nothing was recorded.
         reference_error: Against the reference policy; ``None`` without one.
@@ -158,10 +171,18 @@ class ReplaySummary:
     deadline_misses: int
     holds: dict[str, int]
     drops: dict[str, int]
+    trips: dict[str, int]
+    faults: dict[str, str]
     latency: StagePercentiles | None
     recorded_error: ActionError | None
     reference_error: ActionError | None
     seam_maximum: float
+
+    @property
+    def mean_error(self) -> float | None:
+        """Mean absolute error against the reference, else against the recording, if any."""
+        error = self.reference_error or self.recorded_error
+        return None if error is None else error.mean_l1
 
     def to_json(self) -> dict[str, object]:
         """A JSON object."""
@@ -175,7 +196,7 @@ def summarize(results: Sequence[ReplayResult]) -> ReplaySummary:
     """All episodes of at least one replay together."""
     latency_ms = [one for result in results for one in result.latency_ms]
     executed = np.sum([result.executed_steps for result in results], axis=0)
-    grippers = Grippers.by_name(results[0].action_names)
+    grippers = results[0].grippers
     return ReplaySummary(
         episodes=len(results),
         steps=sum(one.steps for one in results),
@@ -184,6 +205,8 @@ def summarize(results: Sequence[ReplayResult]) -> ReplaySummary:
         deadline_misses=sum(one.deadline_misses for one in results),
         holds=_added([one.holds for one in results]),
         drops=_added([one.drops for one in results]),
+        trips=_added([one.trips for one in results]),
+        faults={one.name: one.fault for one in results if one.fault is not None},
         latency=percentiles(latency_ms) if latency_ms else None,
         recorded_error=pooled_error([one.recorded_pairs for one in results], executed, grippers),
         reference_error=pooled_error([one.reference_pairs for one in results], executed, grippers),
@@ -220,3 +243,7 @@ def _added(counts: Sequence[dict[str, int]]) -> dict[str, int]:
 
 def _error_json(error: ActionError | None) -> dict[str, object] | None:
     return None if error is None else error.to_json()
+
+
+def _drift_json(drift: Sequence[tuple[float, float]]) -> list[dict[str, float]]:
+    return [{"time_s": time, "l1": error} for time, error in drift]

@@ -5,51 +5,22 @@ layers. A chunk takes rows of several widths together, so that a layer of mixed 
 more matrix products than a uniform one.
 """
 
-import math
-import threading
 from collections.abc import Iterator
 
 import torch
 from torch.nn.functional import linear
 
-from qvla_ros.checkpoint.bitpack import padded_columns, unpack_into
-from qvla_ros.checkpoint.packed_linear import PackedLinear, PackedSegment
+from qvla_ros.checkpoint.bitpack import BLOCK_COLUMNS, padded_columns, unpack_into
+from qvla_ros.checkpoint.packed_linear import PackedLinear
+from qvla_ros.checkpoint.packed_segment import PackedSegment
 from qvla_ros.kernels.operand import LinearOperand
+from qvla_ros.kernels.workspace import take
 
 CHUNK_ROWS = 256
 """Rows dequantized together, at least; narrow layers take more, up to `CHUNK_WEIGHTS`."""
 
 CHUNK_WEIGHTS = CHUNK_ROWS * 4096
 """Weights dequantized together, unless `CHUNK_ROWS` rows are more than that."""
-
-
-class _Workspace(threading.local):
-    """Named scratch buffers of the calling thread; each grows to the largest size asked for."""
-
-    def __init__(self) -> None:
-        self._buffers: dict[str, torch.Tensor] = {}
-
-    def take(self, name: str, shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
-        """A contiguous tensor with old contents, valid until the name is taken again."""
-        count = math.prod(shape)
-        buffer = self._buffers.get(name)
-        if buffer is None or buffer.nbytes < count * dtype.itemsize:
-            # An inference tensor could not be written to outside of inference mode later.
-            with torch.inference_mode(False):
-                buffer = torch.empty(count * dtype.itemsize, dtype=torch.uint8)
-            self._buffers[name] = buffer
-        return buffer[: count * dtype.itemsize].view(dtype).view(shape)
-
-    def nbytes(self) -> int:
-        return sum(buffer.nbytes for buffer in self._buffers.values())
-
-
-_workspace = _Workspace()
-
-
-def workspace_bytes() -> int:
-    """Bytes of scratch memory that the calling thread holds for this kernel."""
-    return _workspace.nbytes()
 
 
 @torch.no_grad()
@@ -61,14 +32,16 @@ def linear_cpu_chunked(x: torch.Tensor, operand: LinearOperand) -> torch.Tensor:
     dtype = torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32
     bias = None if operand.bias is None else operand.bias.to(dtype)
     packed = operand.packed
-    if packed.rows <= _rows_per_chunk(packed.columns):
+    x = operand.stored_inputs(x)
+    if packed.rows <= rows_per_chunk(packed.stored_columns):
         y = linear(x.to(dtype), _whole_weight(operand, dtype), bias)
     else:
         y = _linear_by_chunks(x.to(dtype), operand, bias)
     return y.to(x.dtype)
 
 
-def _rows_per_chunk(columns: int) -> int:
+def rows_per_chunk(columns: int) -> int:
+    """Rows that are unpacked together."""
     return max(CHUNK_ROWS, CHUNK_WEIGHTS // padded_columns(columns))
 
 
@@ -77,12 +50,12 @@ def _whole_weight(operand: LinearOperand, dtype: torch.dtype) -> torch.Tensor:
     packed = operand.packed
     stored = packed.stored_rows
     if stored == 0:
-        return _workspace.take("weight", (packed.rows, packed.columns), dtype).zero_()
+        return take("weight", (packed.rows, packed.stored_columns), dtype).zero_()
     weight = _chunk_weight(packed, 0, stored, dtype, packed.rows)
     weight[stored:] = 0
     if operand.in_order:
         return weight
-    ordered = _workspace.take("ordered", (packed.rows, packed.columns), dtype)
+    ordered = take("ordered", (packed.rows, packed.stored_columns), dtype)
     return torch.index_select(weight, 0, operand.gather, out=ordered)
 
 
@@ -95,22 +68,20 @@ def _linear_by_chunks(
     if bias is not None:
         bias = bias[operand.order]
     y = x.new_empty(x.shape[0], packed.rows)
-    step = _rows_per_chunk(packed.columns)
+    step = rows_per_chunk(packed.stored_columns)
     for start in range(0, stored, step):
         stop = min(start + step, stored)
         weight = _chunk_weight(packed, start, stop, x.dtype, stop - start)
         y[:, start:stop] = linear(x, weight, None if bias is None else bias[start:stop])
     y[:, stored:] = 0 if bias is None else bias[stored:]
-    if operand.in_order:
-        return y
-    return torch.gather(y, 1, operand.gather.long().expand(y.shape))
+    return operand.to_canonical_order(y)
 
 
 def _chunk_weight(
     packed: PackedLinear, start: int, stop: int, dtype: torch.dtype, capacity: int
 ) -> torch.Tensor:
     """Stored rows ``start..stop`` dequantized, ``[capacity, columns]``; the rest is undefined."""
-    rows = _workspace.take("weight", (capacity, packed.columns), dtype)
+    rows = take("weight", (capacity, packed.stored_columns), dtype)
     for segment, first, last, at in _pieces(packed, start, stop):
         if segment.bits == 16 and dtype == segment.codes.dtype and last - first == capacity:
             return segment.codes[first:last]  # nothing to dequantize: not even a copy
@@ -139,11 +110,12 @@ def _dequantize_into(target: torch.Tensor, segment: PackedSegment, first: int, l
         return
     rows, columns = target.shape
     shape = (rows, padded_columns(columns))
-    q = codes if segment.bits == 8 else _workspace.take("codes", shape, torch.uint8)
+    q = codes if segment.bits == 8 else take("codes", shape, torch.uint8)
     if segment.bits != 8:
         unpack_into(codes, segment.bits, q)
-    values = _workspace.take("values", shape, torch.float32)
+    values = take("values", shape, torch.float32)
     values.copy_(q)
-    values.sub_(segment.zero[first:last].float()[:, None])
-    values.mul_(segment.scale[first:last].float()[:, None])
+    groups = values.view(rows, -1, BLOCK_COLUMNS if segment.group_columns else shape[1])
+    groups.sub_(segment.zero[first:last].float().view(rows, -1, 1))
+    groups.mul_(segment.scale[first:last].float().view(rows, -1, 1))
     target.copy_(values[:, :columns])

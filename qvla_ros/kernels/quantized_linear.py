@@ -5,7 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from qvla_ros.checkpoint.packed_linear import PackedLinear, PackedSegment
+from qvla_ros.checkpoint.packed_linear import PackedLinear
+from qvla_ros.checkpoint.packed_segment import PackedSegment
 from qvla_ros.errors import CheckpointError
 from qvla_ros.kernels.operand import LinearOperand
 from qvla_ros.kernels.selection import AUTO, KernelChoice, require_kernel, select_kernel
@@ -15,8 +16,8 @@ class QuantizedLinear(nn.Module):
     """``y = x · Wᵀ + bias`` with a packed weight; for inference only, it has no parameters.
 
     All its state is in buffers: ``segment<bits>_codes``, ``segment<bits>_scale``,
-    ``segment<bits>_zero``, ``row_order``, ``bias``, and two index tensors that follow from
-    ``row_order``. The packed tensors are held, not copied.
+    ``segment<bits>_zero``, ``row_order``, ``input_columns``, ``bias``, and two index tensors that
+    follow from ``row_order``. The packed tensors are held, not copied.
 
     Args:
         packed: The weight.
@@ -31,6 +32,7 @@ class QuantizedLinear(nn.Module):
     order: torch.Tensor
     gather: torch.Tensor
     row_order: torch.Tensor
+    input_columns: torch.Tensor | None
     bias: torch.Tensor | None
 
     def __init__(
@@ -41,6 +43,7 @@ class QuantizedLinear(nn.Module):
         self.layer_name = packed.name
         self.rows = packed.rows
         self.columns = packed.columns
+        self.activation_bits = packed.activation_bits
         self.kernel_name = kernel_name
         self._widths = tuple(segment.bits for segment in packed.segments)
         for segment in packed.segments:
@@ -49,6 +52,7 @@ class QuantizedLinear(nn.Module):
             self.register_buffer(prefix + "scale", segment.scale)
             self.register_buffer(prefix + "zero", segment.zero)
         self.register_buffer("row_order", packed.row_order)
+        self.register_buffer("input_columns", packed.input_columns)
         self.register_buffer("bias", None if bias is None else bias.detach())
         operand = LinearOperand.prepare(packed, self.bias)
         self.register_buffer("order", operand.order, persistent=False)
@@ -69,7 +73,7 @@ class QuantizedLinear(nn.Module):
 
     def kernel_for(self, x: torch.Tensor) -> KernelChoice:
         """Which kernel multiplies ``x [batch, columns]``, and why."""
-        return select_kernel(x.device, x.dtype, x.shape[0], self.kernel_name)
+        return select_kernel(x.device, x.dtype, self.kernel_name, self.activation_bits)
 
     @property
     def packed(self) -> PackedLinear:
@@ -91,7 +95,13 @@ class QuantizedLinear(nn.Module):
                 for bits in self._widths
             )
             packed = PackedLinear(
-                self.layer_name, self.rows, self.columns, segments, self.row_order
+                self.layer_name,
+                self.rows,
+                self.columns,
+                segments,
+                self.row_order,
+                self.activation_bits,
+                self.input_columns,
             )
             self._require_intact(packed)
             self._operand = LinearOperand(

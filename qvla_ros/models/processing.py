@@ -12,9 +12,11 @@ from qvla_ros.errors import CheckpointError, ConfigurationError, UnsupportedMode
 from qvla_ros.models.image_processing import central_crop, normalize, resize_lanczos
 from qvla_ros.models.openvla_oft import ModelInputs
 from qvla_ros.models.robot_constants import RobotConstants
+from qvla_ros.models.typed_json import from_json
 from qvla_ros.observation import Observation
 
 PROMPT = "In: What action should the robot take to {instruction}?\nOut:"
+_TOWERS = 2
 _EPSILON = 1e-8  # of the released normalisation, so that a constant dimension does not divide by 0
 
 
@@ -45,6 +47,34 @@ class ProcessingSettings:
     stds: tuple[tuple[float, ...], ...]
     center_crop: bool
 
+    def __post_init__(self) -> None:
+        robot = self.robot
+        if min(robot.horizon, robot.period_ns, self.image_size) < 1 or not robot.image_names:
+            raise ValueError("horizon, period, image size and number of cameras must be positive")
+        for name, count in (
+            ("action_low", robot.action_dim),
+            ("action_high", robot.action_dim),
+            ("action_mask", robot.action_dim),
+            ("state_low", robot.state_dim),
+            ("state_high", robot.state_dim),
+            ("means", _TOWERS),
+            ("stds", _TOWERS),
+        ):
+            if len(getattr(self, name)) != count:
+                raise ValueError(
+                    f"{name} has {len(getattr(self, name))} entries; robot {robot.name!r} with "
+                    f"two vision towers needs {count}"
+                )
+        channels = [*self.means, *self.stds]
+        if any(len(one) != 3 for one in channels) or min(map(min, self.stds)) <= 0:
+            raise ValueError("means and stds must be three each, and stds positive")
+        ranges = (self.action_low, self.action_high), (self.state_low, self.state_high)
+        numbers = np.concatenate([*map(np.ravel, ranges), np.ravel(channels)])
+        if not np.isfinite(numbers).all():
+            raise ValueError("ranges, means and stds must be finite")
+        if any(np.greater(low, high).any() for low, high in ranges):
+            raise ValueError("the lower end of a range is above its upper end")
+
     def to_json(self) -> dict[str, object]:
         """A JSON object that ``from_json`` reads back."""
         return asdict(self)
@@ -54,22 +84,29 @@ class ProcessingSettings:
         """Rebuild from JSON.
 
         Raises:
-            CheckpointError: A key is missing or unknown.
+            CheckpointError: A key is missing, unknown, of another type or of a wrong length.
         """
         try:
-            plain = {key: _tuples(entry) for key, entry in value.items()}
-            robot = {key: _tuples(entry) for key, entry in value["robot"].items()}
-            return cls(**{**plain, "robot": RobotConstants(**robot)})
-        except (KeyError, TypeError, AttributeError) as error:
+            return from_json(cls, value, "processing")
+        except ValueError as error:
             raise CheckpointError(
                 f"the checkpoint's processing settings are bad: {error}"
             ) from error
 
 
-def _tuples(value: Any) -> Any:
-    if isinstance(value, list):
-        return tuple(_tuples(entry) for entry in value)
-    return value
+def _tokenizer(text: str) -> Tokenizer:
+    """Parse the text of a ``tokenizer.json``.
+
+    Raises:
+        UnsupportedModelError: It is not one.
+    """
+    try:
+        return Tokenizer.from_str(text)
+    except BaseException as error:
+        # The library raises the bare class Exception, and nothing narrower, for a bad file.
+        if type(error) is not Exception:
+            raise
+        raise UnsupportedModelError(f"tokenizer.json cannot be parsed: {error}") from error
 
 
 class Processing:
@@ -78,7 +115,7 @@ class Processing:
     def __init__(self, settings: ProcessingSettings, tokenizer_json: str) -> None:
         self.settings = settings
         self.tokenizer_json = tokenizer_json
-        self._tokenizer = Tokenizer.from_str(tokenizer_json)
+        self._tokenizer = _tokenizer(tokenizer_json)
         self._begin = self._token("<s>")
         self.end_token_id = self._token("</s>")
         self._space = self._token("▁")

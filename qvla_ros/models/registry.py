@@ -1,6 +1,6 @@
 """From a model folder to a float network with its processing, and from settings to an empty network."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,18 @@ from qvla_ros.models.released_folder import (
     load_side_file,
     open_small_files,
 )
-from qvla_ros.models.released_layout import dead_tensors, expected_tensors, read_llama, read_towers
+from qvla_ros.models.released_layout import (
+    dead_tensors,
+    expected_tensors,
+    read_llama,
+    read_towers,
+    require_llama_sizes,
+)
 from qvla_ros.models.robot_constants import RobotConstants, infer_robot_constants, robot_constants
-from qvla_ros.models.vision_transformer import TowerConfig
+from qvla_ros.models.typed_json import from_json
 
 FAMILY = "openvla_oft"
+_RESIZING = "resize-naive"  # both sides scaled to the network's, whatever the aspect
 _LM_HEAD = "language_model.lm_head.weight"  # parallel decoding with an L1 head never calls it
 
 
@@ -99,9 +106,16 @@ def load_model(
 
 
 def empty_network(config: OpenVlaOftConfig) -> OpenVlaOft:
-    """Build the network without memory for its weights (they are on the ``meta`` device)."""
-    with torch.device("meta"):
-        network = OpenVlaOft(config)
+    """Build the network without memory for its weights (they are on the ``meta`` device).
+
+    Raises:
+        UnsupportedModelError: The configuration describes no network.
+    """
+    try:
+        with torch.device("meta"):
+            network = OpenVlaOft(config)
+    except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+        raise UnsupportedModelError(f"no network has this configuration: {error}") from error
     return network.eval()
 
 
@@ -142,13 +156,16 @@ def config_from_json(value: Mapping[str, Any]) -> OpenVlaOftConfig:
     """Rebuild the network's configuration from a checkpoint.
 
     Raises:
-        CheckpointError: A key is missing or unknown.
+        CheckpointError: A key is missing or unknown, or a value is of another type.
     """
     try:
-        towers = tuple(TowerConfig(**tower) for tower in value["towers"])
-        return OpenVlaOftConfig(**{**value, "towers": towers})
-    except (KeyError, TypeError) as error:
+        config = from_json(OpenVlaOftConfig, value, "model_config")
+        require_llama_sizes(config.llama)
+    except ValueError as error:
         raise CheckpointError(f"the checkpoint's model configuration is bad: {error}") from error
+    if min(config.views, config.horizon, config.action_dim, config.state_dim) < 1:
+        raise CheckpointError("the checkpoint's model configuration has a size below 1")
+    return config
 
 
 def _constants(
@@ -183,33 +200,60 @@ def processing_settings(
     """
     key = _unnorm_key(folder, unnorm_key)
     low, high = ("q01", "q99") if robot.normalization == "q99" else ("min", "max")
+    _require_known_resizing(folder)
     try:
         action, state = folder.statistics[key]["action"], folder.statistics[key]["proprio"]
-        mask = action.get("mask", [True] * len(action[low]))
-        settings = ProcessingSettings(
+        return ProcessingSettings(
             robot=robot,
             unnorm_key=key,
-            action_low=tuple(action[low]),
-            action_high=tuple(action[high]),
-            action_mask=tuple(bool(flag) for flag in mask),
-            state_low=tuple(state[low]),
-            state_high=tuple(state[high]),
-            image_size=int(folder.preprocessor["input_sizes"][0][-1]),
-            means=tuple(tuple(mean) for mean in folder.preprocessor["means"]),
-            stds=tuple(tuple(std) for std in folder.preprocessor["stds"]),
+            action_low=_numbers(action[low]),
+            action_high=_numbers(action[high]),
+            action_mask=tuple(map(bool, action.get("mask", [True] * robot.action_dim))),
+            state_low=_numbers(state[low]),
+            state_high=_numbers(state[high]),
+            image_size=_image_size(folder),
+            means=tuple(map(_numbers, folder.preprocessor["means"])),
+            stds=tuple(map(_numbers, folder.preprocessor["stds"])),
             center_crop=True,
         )
-    except (KeyError, TypeError, IndexError) as error:
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise UnsupportedModelError(
             f"{folder.path}: statistics of {key!r} or preprocessor_config.json lack {error}"
         ) from error
-    if (len(settings.action_low), len(settings.state_low)) != (robot.action_dim, robot.state_dim):
+    except ValueError as error:
         raise UnsupportedModelError(
-            f"{folder.path}: statistics of {key!r} have {len(settings.action_low)} action and "
-            f"{len(settings.state_low)} state dimensions; robot {robot.name!r} has "
-            f"{robot.action_dim} and {robot.state_dim}"
+            f"{folder.path}: statistics of {key!r} or preprocessor_config.json: {error}"
+        ) from error
+
+
+def _numbers(values: Sequence[float]) -> tuple[float, ...]:
+    if isinstance(values, str):
+        raise ValueError(f"{values!r} is no list of numbers")
+    return tuple(map(float, values))
+
+
+def _image_size(folder: SmallFiles) -> int:
+    """The side that both towers see, pixels."""
+    stated = {int(side) for size in folder.preprocessor["input_sizes"] for side in size[-2:]}
+    built = {tower.image_size for tower in read_towers(folder.config)}
+    if stated != built or len(built) != 1:
+        raise ValueError(
+            f"input_sizes {sorted(stated)} must be one size, that of the towers {sorted(built)}"
         )
-    return settings
+    return built.pop()
+
+
+def _require_known_resizing(folder: SmallFiles) -> None:
+    for name, file in (
+        ("config.json", folder.config),
+        ("preprocessor_config.json", folder.preprocessor),
+    ):
+        strategy = file.get("image_resize_strategy", _RESIZING)
+        if strategy != _RESIZING:
+            raise UnsupportedModelError(
+                f"{folder.path / name}: image_resize_strategy is {strategy!r}; only "
+                f"{_RESIZING!r} is supported"
+            )
 
 
 def _unnorm_key(folder: SmallFiles, unnorm_key: str | None) -> str:

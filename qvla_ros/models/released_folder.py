@@ -94,11 +94,18 @@ def find_shards(path: Path) -> dict[str, Path]:
     """Tensor name to the shard that holds it.
 
     Raises:
-        UnsupportedModelError: The folder has no shards.
+        UnsupportedModelError: The folder has no shards, or its index is not one.
     """
     index = path / "model.safetensors.index.json"
     if index.exists():
-        names = read_json(index).get("weight_map", {})
+        names = read_json(index).get("weight_map")
+        if not isinstance(names, dict) or not names:
+            raise UnsupportedModelError(f"{index} has no weight_map")
+        for name, shard in names.items():
+            if not isinstance(shard, str) or Path(shard).name != shard:
+                raise UnsupportedModelError(
+                    f"{index}: the shard of {name!r} must be a file of this folder, not {shard!r}"
+                )
         return {name: path / shard for name, shard in names.items()}
     single = path / "model.safetensors"
     if not single.exists():
@@ -137,6 +144,10 @@ def load_shards(
         mine = [name for name, shard in shard_of.items() if shard == path]
         with _open_shard(path) as shard:
             present = set(shard.keys())
+            for name in sorted(present - set(mine)):
+                raise UnsupportedModelError(
+                    f"{path} holds {name!r}, which the index does not name"
+                )
             for name in mine:
                 if name not in present:
                     raise UnsupportedModelError(f"{path} lacks {name!r}, which the index promises")

@@ -1,6 +1,9 @@
 """Which tensors an OpenVLA folder holds, by its ``config.json``: name, shape, and what never runs."""
 
+from collections.abc import Mapping
+
 from qvla_ros.errors import UnsupportedModelError
+from qvla_ros.models.typed_json import from_json
 from qvla_ros.models.vision_transformer import TowerConfig
 
 Shape = tuple[int, ...]
@@ -21,6 +24,16 @@ _LLAMA_DEFAULTS: dict[str, int | float | str | bool | None] = {
     "rms_norm_eps": 1e-6,
     "vocab_size": 32064,
 }
+_LLAMA_SIZES = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "vocab_size",
+)
 
 
 def read_towers(config: dict) -> tuple[TowerConfig, TowerConfig]:
@@ -31,10 +44,15 @@ def read_towers(config: dict) -> tuple[TowerConfig, TowerConfig]:
     """
     stated = config.get("vision_towers")
     if stated is not None:
+        if not isinstance(stated, list) or len(stated) != 2:
+            raise UnsupportedModelError("config.json: vision_towers must be a list of two")
         try:
-            first, second = (TowerConfig(**tower) for tower in stated)
-        except (TypeError, ValueError) as error:
-            raise UnsupportedModelError(f"config.json: bad vision_towers: {error}") from error
+            first, second = (
+                from_json(TowerConfig, tower, f"vision_towers[{index}]")
+                for index, tower in enumerate(stated)
+            )
+        except ValueError as error:
+            raise UnsupportedModelError(f"config.json: {error}") from error
         return first, second
     name = config.get("vision_backbone_id")
     if name not in _KNOWN_TOWERS:
@@ -56,7 +74,31 @@ def read_llama(config: dict) -> dict[str, int | float | str | bool | None]:
         raise UnsupportedModelError("config.json: text_config.model_type is not 'llama'")
     dropped = ("model_type", "torch_dtype", "dtype", "_name_or_path", "architectures")
     stated = {key: value for key, value in text.items() if key not in dropped}
-    return {**_LLAMA_DEFAULTS, **stated}
+    llama = {**_LLAMA_DEFAULTS, **stated}
+    try:
+        require_llama_sizes(llama)
+    except ValueError as error:
+        raise UnsupportedModelError(f"config.json: text_config: {error}") from error
+    return llama
+
+
+def require_llama_sizes(llama: Mapping[str, object]) -> None:
+    """Refuse what ``LlamaConfig`` cannot be made of.
+
+    Raises:
+        ValueError: A size is no positive whole number, or a rate no number, or the heads do not
+            divide the width; the message names it.
+    """
+    for name in _LLAMA_SIZES:
+        value = llama.get(name, 1)
+        optional = name in ("head_dim", "num_key_value_heads") and value is None
+        if not optional and (type(value) is not int or value < 1):
+            raise ValueError(f"{name} must be a positive whole number, not {value!r}")
+    for name in ("rms_norm_eps", "rope_theta"):
+        if type(llama.get(name, 1.0)) not in (int, float):
+            raise ValueError(f"{name} must be a number, not {llama[name]!r}")
+    if _integer(llama, "hidden_size") % _integer(llama, "num_attention_heads"):
+        raise ValueError("num_attention_heads must divide hidden_size")
 
 
 def expected_tensors(
@@ -95,8 +137,8 @@ def is_target(name: str) -> bool:
     return tower or name.startswith("language_model.model.layers.")
 
 
-def _integer(llama: dict[str, int | float | str | bool | None], key: str) -> int:
-    value = llama[key]
+def _integer(llama: Mapping[str, object], key: str) -> int:
+    value = llama.get(key)
     if not isinstance(value, int):
         raise UnsupportedModelError(f"config.json: text_config.{key} must be a whole number")
     return value

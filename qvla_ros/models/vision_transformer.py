@@ -41,6 +41,13 @@ class TowerConfig:
     layer_scale: bool = False
     attention_pool: bool = False
 
+    def __post_init__(self) -> None:
+        sizes = (self.width, self.heads, self.mlp_width, self.image_size, self.patch_size)
+        if min(sizes) < 1 or self.depth < 2 or self.registers < 0:
+            raise ValueError(f"a tower cannot have these sizes: {self}")
+        if self.width % self.heads or self.image_size % self.patch_size:
+            raise ValueError(f"heads must divide the width, patches the image: {self}")
+
     @property
     def patches(self) -> int:
         """Patch tokens of one image."""

@@ -1,33 +1,17 @@
-"""Between ROS messages and the project's own words; no cv_bridge."""
+"""From the project's own words to ROS messages; the way back is ``qvla_ros.sensor_messages``."""
 
-from collections.abc import Mapping, Sequence
+import array
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from builtin_interfaces.msg import Duration, Time
-from sensor_msgs.msg import CompressedImage, Image, JointState
 
 from qvla_ros.action_chunk import ActionChunk
 from qvla_ros.errors import ConfigurationError
 from qvla_ros.msg import ActionChunk as ActionChunkMessage
 from qvla_ros.node.parameters import ACTION_KINDS, ROTATIONS, NodeParameters
-
-SECOND_NS = 1_000_000_000
-
-# Encoding to its channels, and the place of red, green and blue among them.
-_ENCODINGS = {
-    "rgb8": (3, (0, 1, 2)),
-    "bgr8": (3, (2, 1, 0)),
-    "rgba8": (4, (0, 1, 2)),
-    "bgra8": (4, (2, 1, 0)),
-    "mono8": (1, (0, 0, 0)),
-}
-
-
-def stamp_to_ns(stamp: Time) -> int:
-    """Nanoseconds of a stamp."""
-    return stamp.sec * SECOND_NS + stamp.nanosec
+from qvla_ros.sensor_messages import SECOND_NS
 
 
 def ns_to_stamp(nanoseconds: int) -> Time:
@@ -40,87 +24,6 @@ def ns_to_duration(nanoseconds: int) -> Duration:
     """The duration of nanoseconds."""
     seconds, rest = divmod(nanoseconds, SECOND_NS)
     return Duration(sec=seconds, nanosec=rest)
-
-
-def image_to_rgb(message: Image | CompressedImage) -> np.ndarray:
-    """The pixels of a camera's message as ``uint8 [height, width, 3]`` RGB.
-
-    Raises:
-        ConfigurationError: The encoding is not supported.
-        ValueError: The message contradicts itself or cannot be decoded.
-    """
-    if isinstance(message, CompressedImage):
-        return _decode(message)
-    if message.encoding not in _ENCODINGS:
-        raise ConfigurationError(
-            f"image encoding {message.encoding!r} is not supported: publish one of "
-            f"{', '.join(_ENCODINGS)}"
-        )
-    channels, order = _ENCODINGS[message.encoding]
-    height, width, step = message.height, message.width, message.step
-    if height == 0 or width == 0:
-        raise ValueError(f"the image is empty: {width} x {height}")
-    if step < width * channels:
-        raise ValueError(
-            f"step {step} is too small for {width} pixels of {message.encoding} "
-            f"({width * channels} bytes)"
-        )
-    if len(message.data) != step * height:
-        raise ValueError(
-            f"the image has {len(message.data)} bytes, not step * height = {step * height}"
-        )
-    rows = np.frombuffer(message.data, dtype=np.uint8).reshape(height, step)
-    pixels = rows[:, : width * channels].reshape(height, width, channels)
-    return np.ascontiguousarray(pixels[:, :, list(order)])
-
-
-def _decode(message: CompressedImage) -> np.ndarray:
-    if "compressedDepth" in message.format:
-        raise ConfigurationError(
-            f"image format {message.format!r} is a depth image: subscribe to the color camera"
-        )
-    data = np.frombuffer(message.data, dtype=np.uint8)
-    if data.size == 0:
-        raise ValueError("the compressed image is empty")
-    # A camera's stream has no orientation of its own; a stray EXIF tag must not turn it.
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-    try:
-        pixels = cv2.imdecode(data, flags)
-    except cv2.error as error:
-        raise ValueError(f"the compressed image cannot be decoded: {error}") from error
-    if pixels is None:
-        raise ValueError(
-            f"{data.size} bytes of format {message.format!r} cannot be decoded as an image"
-        )
-    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
-
-
-def state_from_message(message: JointState, names: Sequence[str]) -> np.ndarray:
-    """The robot's state as ``float32 [len(names)]``.
-
-    Args:
-        message: Its ``position`` is used, in the units of the model's training data.
-        names: What to pick, in the model's order.
-
-    Raises:
-        ConfigurationError: A name is missing.
-        ValueError: The message contradicts itself, or a value is not finite.
-    """
-    if len(message.name) != len(message.position):
-        raise ValueError(
-            f"the state has {len(message.name)} names but {len(message.position)} positions"
-        )
-    places = {name: place for place, name in enumerate(message.name)}
-    missing = [name for name in names if name not in places]
-    if missing:
-        raise ConfigurationError(
-            f"the state lacks {', '.join(missing)}; it has {', '.join(message.name)}: "
-            "set the parameter state_names"
-        )
-    state = np.asarray([message.position[places[name]] for name in names], dtype=np.float32)
-    if not np.isfinite(state).all():
-        raise ValueError("the state holds a value that is not finite")
-    return state
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +89,7 @@ class Delivery:
         valid_until_ns: First instant at which the chunk may no longer be followed.
         first_step_jump: Largest change of a column at the seam, NaN if unknown.
         stage_ms: Stage name to milliseconds.
+        clipped_count: Values that were clamped to their limits.
     """
 
     seq: int
@@ -193,6 +97,7 @@ class Delivery:
     valid_until_ns: int
     first_step_jump: float
     stage_ms: Mapping[str, float]
+    clipped_count: int = 0
 
 
 def chunk_message(
@@ -205,7 +110,8 @@ def chunk_message(
     message.header.stamp = ns_to_stamp(chunk.observed_at_ns)
     message.horizon, message.dim = chunk.actions.shape
     message.step_dt = ns_to_duration(chunk.period_ns)
-    message.data = chunk.actions.ravel().tolist()
+    # An array passes the setter as it is; a list would be looked at number by number.
+    message.data = array.array("f", chunk.actions.tobytes())
     message.proprio_stamp = ns_to_stamp(asked.state_ns)
     return message
 
@@ -240,6 +146,7 @@ def _blank_message(card: PolicyCard, asked: Asked, delivery: Delivery) -> Action
         gripper_open=parameters.gripper_open,
         gripper_closed=parameters.gripper_closed,
         valid_until=ns_to_stamp(delivery.valid_until_ns),
+        clipped_count=delivery.clipped_count,
         first_step_jump=delivery.first_step_jump,
         publish_stamp=ns_to_stamp(delivery.now_ns),
         stage_names=list(delivery.stage_ms),

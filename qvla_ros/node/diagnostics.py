@@ -5,7 +5,12 @@ from collections.abc import Mapping, Sequence
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
 from qvla_ros.node.conversions import ns_to_stamp
-from qvla_ros.policy.health import PolicyHealth, Verdict
+from qvla_ros.node.parameters import NodeParameters
+from qvla_ros.node.session import Session
+from qvla_ros.policy.health import LoopState, PolicyHealth, Verdict
+from qvla_ros.policy.machine_state import MachineState, machine_state
+
+Finding = tuple[Verdict, str]
 
 
 def level(verdict: Verdict) -> bytes:
@@ -18,35 +23,69 @@ def idle_status(name: str, message: str, verdict: Verdict) -> DiagnosticStatus:
     return DiagnosticStatus(name=name, message=message, level=level(verdict))
 
 
+def serving_status(name: str, session: Session, now_ns: int) -> DiagnosticStatus:
+    """The status of a node that is to serve."""
+    health, machine = session.loop.health(now_ns), machine_state()
+    waiting_for = session.sync.waiting_for(now_ns)
+    findings = [
+        *input_findings(health, waiting_for),
+        *machine_findings(health.memory, machine, session.card.parameters),
+    ]
+    values = {
+        **health_values(health, session.sync.drops),
+        **machine_values(machine),
+        "waiting_for": ", ".join(waiting_for),
+        "episode_id": str(session.episode_id),
+    }
+    hardware_id = f"{session.card.model_id} {session.card.quant_tag}"
+    return health_status(name, hardware_id, health, findings, values)
+
+
+def input_findings(health: PolicyHealth, waiting_for: Sequence[str]) -> list[Finding]:
+    """What is wrong around the loop of a node that is to serve."""
+    findings = []
+    if health.state is LoopState.STOPPED:
+        findings.append((Verdict.ERROR, "the loop is stopped although the node is active"))
+    if waiting_for:
+        findings.append((Verdict.WARN, f"waiting for {', '.join(waiting_for)}"))
+    return findings
+
+
+def machine_findings(
+    memory: Mapping[str, int], machine: MachineState, parameters: NodeParameters
+) -> list[Finding]:
+    """What is wrong with the machine, by the thresholds among the parameters."""
+    findings = []
+    available = memory.get("machine_available")
+    if available is not None and available < parameters.memory_reserve_mb * 1_000_000:
+        findings.append((Verdict.WARN, f"only {available / 1e6:.0f} MB of memory are available"))
+    if memory.get("process_swap", 0) > 0:
+        swapped = memory["process_swap"] / 1e6
+        findings.append((Verdict.WARN, f"{swapped:.0f} MB of this process are swapped out"))
+    hottest = machine.hottest_c
+    if hottest is not None and hottest > parameters.temperature_warn_c:
+        findings.append((Verdict.WARN, f"the machine is at {hottest:.0f} degC"))
+    if machine.throttled_by:
+        findings.append((Verdict.WARN, f"throttled by {', '.join(machine.throttled_by)}"))
+    return findings
+
+
 def health_status(
     name: str,
     hardware_id: str,
     health: PolicyHealth,
-    input_drops: Mapping[str, int],
-    waiting_for: Sequence[str],
+    findings: Sequence[Finding],
+    values: Mapping[str, str],
 ) -> DiagnosticStatus:
-    """The status of a node that serves.
-
-    Args:
-        name: Name of the status.
-        hardware_id: What is run, e.g. the model and its quantization.
-        health: Of the inference loop.
-        input_drops: What was dropped before it reached the loop, by reason.
-        waiting_for: Inputs that are missing now.
-    """
-    verdict, reasons = health.verdict, list(health.reasons)
-    if waiting_for:
-        verdict = max(verdict, Verdict.WARN)
-        reasons.append(f"waiting for {', '.join(waiting_for)}")
+    """The loop's own verdict and what else was found, as one status."""
+    verdict = max([health.verdict, *(verdict for verdict, _ in findings)])
+    reasons = [*health.reasons, *(reason for _, reason in findings)]
     return DiagnosticStatus(
         name=name,
         hardware_id=hardware_id,
         message="; ".join(reasons) or "serving",
         level=level(verdict),
-        values=[
-            KeyValue(key=key, value=value)
-            for key, value in _values(health, input_drops, waiting_for).items()
-        ],
+        values=[KeyValue(key=key, value=value) for key, value in values.items()],
     )
 
 
@@ -57,16 +96,19 @@ def diagnostic_array(status: DiagnosticStatus, now_ns: int) -> DiagnosticArray:
     return message
 
 
-def _values(
-    health: PolicyHealth, input_drops: Mapping[str, int], waiting_for: Sequence[str]
-) -> dict[str, str]:
+def health_values(health: PolicyHealth, input_drops: Mapping[str, int]) -> dict[str, str]:
+    """Key to value of the loop's figures.
+
+    Args:
+        health: Of the inference loop.
+        input_drops: What was dropped before it reached the loop, by reason.
+    """
     age = "" if health.chunk_age_ns is None else f"{health.chunk_age_ns / 1e6:.1f}"
     values = {
         "state": health.state.value,
         "chunks": str(health.chunks),
         "chunk_age_ms": age,
         "deadline_misses": str(health.deadline_misses),
-        "waiting_for": ", ".join(waiting_for),
     }
     for stage, times in health.stages.items():
         values[f"{stage}_p50_ms"] = f"{times.p50:.3f}"
@@ -80,6 +122,18 @@ def _values(
     if health.fault is not None:
         values["fault"] = health.fault
     return values
+
+
+def machine_values(machine: MachineState) -> dict[str, str]:
+    """Key to value of what the system tells."""
+    hottest = machine.hottest_c
+    told = {
+        "governor": machine.governor,
+        "power_mode": machine.power_mode,
+        "hottest_c": None if hottest is None else f"{hottest:.0f}",
+        "throttled_by": ", ".join(machine.throttled_by) or None,
+    }
+    return {key: value for key, value in told.items() if value is not None}
 
 
 def _sum(first: Mapping[str, int], second: Mapping[str, int]) -> dict[str, int]:

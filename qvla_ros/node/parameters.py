@@ -1,15 +1,9 @@
-"""The node's parameters, each declared once: here."""
+"""The policy node's parameters, each declared once: here."""
 
-import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
-from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
-from rclpy.node import Node
-
-from qvla_ros.errors import ConfigurationError
 from qvla_ros.msg import ActionChunk
+from qvla_ros.node.declaration import UNSET, check_values, parameter
 
 ACTION_KINDS = {
     "unspecified": ActionChunk.ACTION_UNSPECIFIED,
@@ -28,131 +22,122 @@ ROTATIONS = {
     "6d": ActionChunk.ROTATION_6D,
 }
 TRANSPORTS = ("raw", "compressed")
-UNSET = ("",)  # rclpy cannot tell the type of an empty list
-
-
-def _parameter(
-    default: Any,
-    description: str,
-    limits: tuple[float, float] | None = None,
-    choices: Sequence[str] = (),
-    read_only: bool = False,
-) -> Any:
-    metadata = {
-        "description": description,
-        "limits": limits,
-        "choices": tuple(choices),
-        "read_only": read_only,
-    }
-    return field(default=default, metadata=metadata)
+STRATEGIES = ("latest_only", "blend", "ensemble")
 
 
 @dataclass(frozen=True, slots=True)
 class NodeParameters:
     """The values that a configured node runs with; the fields' metadata declares them to ROS."""
 
-    checkpoint: str = _parameter("", "Path of the packed checkpoint (*.qvla.safetensors).")
-    threads: int = _parameter(0, "Threads of the inference; 0 leaves it to torch.", (0, 256))
-    image_transport: str = _parameter(
-        "raw", "How the cameras are published.", choices=TRANSPORTS, read_only=True
+    checkpoint: str = parameter("", "Path of the packed checkpoint (*.qvla.safetensors).")
+    threads: int = parameter(0, "Threads of the inference; 0 leaves it to torch.", (0, 256))
+    image_transports: tuple[str, ...] = parameter(
+        ("raw",),
+        "How the cameras are published: one entry for all, or one for each camera of the "
+        "checkpoint.",
+        choices=TRANSPORTS,
+        read_only=True,
     )
-    state_names: tuple[str, ...] = _parameter(
+    state_names: tuple[str, ...] = parameter(
         UNSET,
-        "Names to pick from robot/state, in the model's order; one empty name stands for the "
-        "names in the checkpoint.",
+        "Names to pick from robot/state, in the model's order; pose.x, pose.y, pose.z, pose.rx, "
+        "pose.ry, pose.rz (axis-angle) and pose.qx ... pose.qw are taken from the pose; one empty "
+        "name stands for the names in the checkpoint.",
     )
-    request_period_s: float = _parameter(
+    pose_source: str = parameter(
+        "topic",
+        "Where pose.* comes from: the topic robot/pose, or TF from pose_parent to pose_child.",
+        choices=("topic", "tf"),
+    )
+    pose_parent: str = parameter("base_link", "Frame in which the pose is told, for TF.")
+    pose_child: str = parameter("tool0", "Frame whose pose is told, for TF.")
+    request_period_s: float = parameter(
         0.0, "Least time between two inferences, s; 0 is half of the chunk's horizon.", (0.0, 60.0)
     )
-    chunk_ttl_s: float = _parameter(
+    chunk_ttl_s: float = parameter(
         0.0,
         "A chunk may be followed until its observation is this old, s; 0 is the chunk's horizon.",
         (0.0, 60.0),
     )
-    max_observation_age_s: float = _parameter(
+    max_observation_age_s: float = parameter(
         0.25, "An observation older than this is not used, s.", (0.001, 60.0)
     )
-    max_skew_s: float = _parameter(
+    max_skew_s: float = parameter(
         0.05, "How much older than the first camera's image another input may be, s.", (0.0, 10.0)
     )
-    sync_wait_s: float = _parameter(
+    sync_wait_s: float = parameter(
         0.02, "How long to wait for inputs as new as the first camera's image, s.", (0.0, 10.0)
     )
-    future_tolerance_s: float = _parameter(
+    future_tolerance_s: float = parameter(
         0.02, "How far a stamp may lie after the node's clock, s.", (0.0, 10.0)
     )
-    warmup_count: int = _parameter(
-        2, "First inferences that the percentiles leave out.", (0, 1000)
+    warmup_count: int = parameter(2, "First inferences that the percentiles leave out.", (0, 1000))
+    failure_limit: int = parameter(5, "Inferences failed in a row that latch a fault.", (1, 1000))
+    reset_cooldown_s: float = parameter(
+        1.0, "A fault cannot be reset earlier than this after it was latched, s.", (0.0, 60.0)
     )
-    failure_limit: int = _parameter(5, "Inferences failed in a row that latch a fault.", (1, 1000))
-    action_kind: str = _parameter(
+    limits_file: str = parameter(
+        "", "YAML file of the actions' limits, from `qvla limits`; empty: any finite value."
+    )
+    out_of_limits: str = parameter(
+        "refuse",
+        "What to do with a chunk beyond its limits: refuse the whole of it, which counts as a "
+        "failure, or clamp it and tell clipped_count.",
+        choices=("refuse", "clamp"),
+    )
+    chunk_strategy: str = parameter(
+        "latest_only", "How overlapping chunks become one action.", choices=STRATEGIES
+    )
+    blend_s: float = parameter(
+        0.1, "Passage from one chunk to the next with the strategy blend, s.", (0.001, 10.0)
+    )
+    ensemble_decay: float = parameter(
+        0.01,
+        "Weights exp(-decay * i), the oldest chunk first, with the strategy ensemble.",
+        (-10.0, 10.0),
+    )
+    heartbeat_period_s: float = parameter(
+        0.1, "Time between two heartbeats, s; on a steady clock.", (0.01, 10.0), read_only=True
+    )
+    silence_limit_s: float = parameter(
+        2.0, "Longer without a chunk while serving is an error on /diagnostics, s.", (0.01, 600.0)
+    )
+    memory_reserve_mb: int = parameter(
+        512,
+        "A checkpoint is refused if it would leave less memory than this; less while it serves is "
+        "a warning, MB.",
+        (0, 1_000_000),
+    )
+    temperature_warn_c: float = parameter(
+        90.0, "A thermal zone hotter than this is a warning on /diagnostics, degC.", (0.0, 200.0)
+    )
+    self_test_tolerance: float = parameter(
+        0.05,
+        "How far the answer to the golden input may be from the checkpoint's, as a share of the "
+        "largest action.",
+        (0.0, 1.0),
+    )
+    action_kind: str = parameter(
         "unspecified", "What the numbers of an action drive.", choices=tuple(ACTION_KINDS)
     )
-    absolute: bool = _parameter(False, "Whether actions are targets (true) or changes (false).")
-    rotation: str = _parameter(
+    absolute: bool = parameter(False, "Whether actions are targets (true) or changes (false).")
+    rotation: str = parameter(
         "none", "How rotations are written in an action.", choices=tuple(ROTATIONS)
     )
-    frame_id: str = _parameter("", "Frame of Cartesian actions.")
-    gripper_name: str = _parameter("", "Name of the gripper's column of an action; empty: none.")
-    gripper_open: float = _parameter(1.0, "Value of an open gripper.")
-    gripper_closed: float = _parameter(0.0, "Value of a closed gripper.")
-    publish_command: bool = _parameter(
+    frame_id: str = parameter("", "Frame of Cartesian actions.")
+    gripper_name: str = parameter("", "Name of the gripper's column of an action; empty: none.")
+    gripper_open: float = parameter(1.0, "Value of an open gripper.")
+    gripper_closed: float = parameter(0.0, "Value of a closed gripper.")
+    publish_command: bool = parameter(
         False,
         "Whether to publish the action that is due on robot/command; off is a dry run.",
         read_only=True,
     )
 
     def __post_init__(self) -> None:
-        for entry in dataclasses.fields(self):
-            choices, value = entry.metadata["choices"], getattr(self, entry.name)
-            if choices and value not in choices:
-                raise ConfigurationError(
-                    f"parameter {entry.name} is {value!r}: choose one of {', '.join(choices)}"
-                )
-            limits = entry.metadata["limits"]
-            if limits is not None and not limits[0] <= value <= limits[1]:
-                raise ConfigurationError(
-                    f"parameter {entry.name} is {value}: it must be in {limits[0]} to {limits[1]}"
-                )
+        check_values(self)
 
     @property
     def chosen_state_names(self) -> tuple[str, ...]:
         """The names to pick from the robot's state; empty for those in the checkpoint."""
         return () if self.state_names == UNSET else self.state_names
-
-
-def descriptor(entry: dataclasses.Field) -> ParameterDescriptor:
-    """What ROS tools show of a parameter and check it against."""
-    metadata = entry.metadata
-    message = ParameterDescriptor(
-        description=metadata["description"], read_only=metadata["read_only"]
-    )
-    if metadata["choices"]:
-        message.additional_constraints = "one of " + ", ".join(metadata["choices"])
-    if metadata["limits"] is not None:
-        low, high = metadata["limits"]
-        if isinstance(entry.default, int):
-            message.integer_range = [IntegerRange(from_value=int(low), to_value=int(high), step=0)]
-        else:
-            message.floating_point_range = [FloatingPointRange(from_value=low, to_value=high)]
-    return message
-
-
-def declare_parameters(node: Node) -> None:
-    """Declare every field of ``NodeParameters`` on ``node``."""
-    for entry in dataclasses.fields(NodeParameters):
-        default = list(entry.default) if isinstance(entry.default, tuple) else entry.default
-        node.declare_parameter(entry.name, default, descriptor(entry))
-
-
-def read_parameters(node: Node) -> NodeParameters:
-    """The present values.
-
-    Raises:
-        ConfigurationError: A value is out of its range or not one of its choices.
-    """
-    values: dict[str, Any] = {}
-    for entry in dataclasses.fields(NodeParameters):
-        value = node.get_parameter(entry.name).value
-        values[entry.name] = tuple(value) if isinstance(entry.default, tuple) else value
-    return NodeParameters(**values)

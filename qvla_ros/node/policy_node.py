@@ -11,30 +11,29 @@ from rclpy.clock import Clock, ClockType
 from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
-from rclpy.qos_overriding_options import QoSOverridingOptions
-from sensor_msgs.msg import CompressedImage, Image, JointState
-from std_msgs.msg import String
-from std_srvs.srv import Trigger
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import JointState
 
 from qvla_ros.errors import ConfigurationError, QvlaError
-from qvla_ros.msg import ActionChunk
+from qvla_ros.msg import ActionChunk, Heartbeat
 from qvla_ros.node.command import CommandSource
-from qvla_ros.node.conversions import SECOND_NS, stamp_to_ns
-from qvla_ros.node.diagnostics import diagnostic_array, health_status, idle_status
-from qvla_ros.node.observation_buffer import Sample
-from qvla_ros.node.parameters import NodeParameters, declare_parameters, read_parameters
-from qvla_ros.node.session import STATE, NodePolicy, Session, camera_source
-from qvla_ros.policy.health import Verdict
+from qvla_ros.node.conversions import ns_to_stamp
+from qvla_ros.node.declaration import declare_parameters, read_parameters
+from qvla_ros.node.diagnostics import diagnostic_array, idle_status, serving_status
+from qvla_ros.node.inputs import Inputs, overridable
+from qvla_ros.node.parameters import NodeParameters
+from qvla_ros.node.session import Session
+from qvla_ros.node.session_settings import NodePolicy
+from qvla_ros.node.verbs import OperatorVerbs
+from qvla_ros.policy.health import LoopState, Verdict
+from qvla_ros.policy.memory import require_memory
+from qvla_ros.policy.self_test import self_test
+from qvla_ros.sensor_messages import SECOND_NS
 
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
-
-LATCHED = QoSProfile(
-    depth=1,
-    reliability=ReliabilityPolicy.RELIABLE,
-    durability=DurabilityPolicy.TRANSIENT_LOCAL,
-)
 NEWEST_ONLY = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
+LAST_INFERENCE_S = 5.0
+"""How long a clean-up waits for an inference under way before it leaves it behind."""
 
 LoadPolicy = Callable[[Path, int | None], NodePolicy]
 
@@ -69,25 +68,41 @@ class PolicyNode(LifecycleNode):
     def __init__(self, load: LoadPolicy, overrides: Sequence[Parameter] = ()) -> None:
         super().__init__("policy", parameter_overrides=list(overrides))
         self._load = load
-        declare_parameters(self)
+        declare_parameters(self, NodeParameters)
         self.add_on_set_parameters_callback(self._refuse_late_change)
         self._session: Session | None = None
         self._commands: CommandSource | None = None
         self._chunks = self._command_publisher = None
+        self._inputs: Inputs | None = None
         self._made: list[Callable[[], object]] = []
-        self._active = False
+        self._active = self._paused = False
         self._trouble = ""
+        OperatorVerbs(self)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        self._heartbeats = self.create_publisher(
+            Heartbeat, "~/heartbeat", NEWEST_ONLY, qos_overriding_options=overridable()
+        )
         # A steady clock, so that a paused simulation still reports.
         steady = Clock(clock_type=ClockType.STEADY_TIME)
-        self._diagnostics_timer = self.create_timer(1.0, self._report, clock=steady)
+        self.create_timer(1.0, self._report, clock=steady)
+        period_s = self.get_parameter("heartbeat_period_s").value
+        self.create_timer(period_s, self._beat, clock=steady)
+
+    @property
+    def active(self) -> bool:
+        """Whether the lifecycle state is active, paused or not."""
+        return self._active
+
+    @property
+    def configured(self) -> bool:
+        """Whether there is a policy."""
+        return self._session is not None
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Load the checkpoint and subscribe; on any trouble stay unconfigured and say why."""
+        """Load the checkpoint, test it and subscribe; on any trouble stay unconfigured."""
         with _Logged(self, "configure"):
             try:
-                parameters = read_parameters(self)
-                self._configure(parameters)
+                self._configure(read_parameters(self, NodeParameters))
             except (QvlaError, ValueError, OSError, RuntimeError, MemoryError) as error:
                 # RuntimeError is what torch raises when memory or a kernel is missing.
                 self._trouble = f"{type(error).__name__}: {error}"
@@ -107,7 +122,7 @@ class PolicyNode(LifecycleNode):
                 self.get_logger().error(f"not activated: {error}")
                 super().on_deactivate(state)
                 return FAILURE
-        self._active = True
+        self._active, self._paused = True, False
         return SUCCESS
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -139,67 +154,65 @@ class PolicyNode(LifecycleNode):
         self._stop(reason)
         self._release()
 
+    def pause(self) -> None:
+        """Stay active, but infer nothing and hold; ``ConfigurationError`` if not active."""
+        self._require_active()
+        self._session.stop("paused")
+        self._paused = True
+
+    def resume(self) -> None:
+        """Serve on after a pause; ``ConfigurationError`` if not active or faulted."""
+        self._require_active()
+        if self._paused:
+            self._session.start()
+            self._paused = False
+
+    def reset(self) -> None:
+        """Forget a fault, active or not; ``ConfigurationError`` if that cannot be yet."""
+        if self._session is None:
+            raise ConfigurationError("the node is not configured")
+        self._session.reset(serve=self._active and not self._paused)
+
+    def _require_active(self) -> None:
+        if not self._active:
+            raise ConfigurationError("the node is not active")
+
     def _configure(self, parameters: NodeParameters) -> None:
         if not parameters.checkpoint:
             raise ConfigurationError(
                 "parameter checkpoint is empty: set it to a packed checkpoint (*.qvla.safetensors)"
             )
-        policy = self._load(Path(parameters.checkpoint), parameters.threads or None)
-        self._chunks = self.create_lifecycle_publisher(
-            ActionChunk, "~/action_chunk", NEWEST_ONLY, qos_overriding_options=_overridable()
-        )
-        self._made.append(partial(self.destroy_lifecycle_publisher, self._chunks))
-        self._session = Session(policy, parameters, self._now_ns, self._publish_chunk, self._warn)
+        path = Path(parameters.checkpoint)
+        require_memory(path, parameters.memory_reserve_mb * 1_000_000)
+        policy = self._load(path, parameters.threads or None)
+        found = self_test(policy, parameters.self_test_tolerance)
+        session = Session(policy, parameters, self._now_ns, self._publish_chunk, self._warn)
+        self._chunks = self._publisher(ActionChunk, "~/action_chunk")
         if parameters.publish_command:
-            self._commands = CommandSource(self._session.card)
-            publisher = self.create_lifecycle_publisher(JointState, "robot/command", NEWEST_ONLY)
-            self._command_publisher = publisher
-            self._made.append(partial(self.destroy_lifecycle_publisher, publisher))
-        self._subscribe(policy, parameters)
-        service = self.create_service(Trigger, "~/reset", self._reset)
-        self._made.append(partial(self.destroy_service, service))
+            self._commands = CommandSource(session.card)
+            self._command_publisher = self._publisher(JointState, "robot/command")
+        self._inputs = Inputs(self, session, policy, parameters)
         timer = self.create_timer(policy.period_ns / SECOND_NS, self._tick)
         self._made.append(partial(self.destroy_timer, timer))
+        self._session = session
         self.get_logger().info(
             f"configured: {policy.model_id}, {policy.quant_tag}, {policy.horizon} x "
-            f"{len(policy.action_names)} actions, cameras {', '.join(policy.image_names)}"
+            f"{len(policy.action_names)} actions, cameras {', '.join(policy.image_names)}; {found}"
         )
 
-    def _subscribe(self, policy: NodePolicy, parameters: NodeParameters) -> None:
-        compressed = parameters.image_transport == "compressed"
-        kind, ending = (CompressedImage, "/compressed") if compressed else (Image, "")
-        for name in policy.image_names:
-            topic = f"camera/{name}/image_raw{ending}"
-            self._listen(kind, topic, partial(self._on_sample, camera_source(name)))
-        self._listen(JointState, "robot/state", partial(self._on_sample, STATE))
-        self._listen(String, "instruction", self._on_instruction, LATCHED)
-
-    def _listen(
-        self,
-        kind: type,
-        topic: str,
-        callback: Callable,
-        qos: QoSProfile = qos_profile_sensor_data,
-    ) -> None:
-        subscription = self.create_subscription(
-            kind, topic, callback, qos, qos_overriding_options=_overridable()
+    def _publisher(self, kind: type, topic: str) -> object:
+        publisher = self.create_lifecycle_publisher(
+            kind, topic, NEWEST_ONLY, qos_overriding_options=overridable()
         )
-        self._made.append(partial(self.destroy_subscription, subscription))
-
-    def _on_sample(self, source: str, message: Image | CompressedImage | JointState) -> None:
-        if self._session is not None:  # a callback may be due when its subscription is destroyed
-            sample = Sample(stamp_to_ns(message.header.stamp), message)
-            self._session.add(source, sample, self._now_ns())
-
-    def _on_instruction(self, message: String) -> None:
-        if self._session is not None:
-            self._session.instruct(message.data, self._now_ns())
+        self._made.append(partial(self.destroy_lifecycle_publisher, publisher))
+        return publisher
 
     def _tick(self) -> None:
         """At the rate of the actions: look for an observation that waited long enough; command."""
-        if not self._active:
+        if not self._active or self._session is None:
             return
         now_ns = self._now_ns()
+        self._inputs.look_up_transform()
         self._session.ask(now_ns)
         self._command(now_ns)
 
@@ -210,37 +223,43 @@ class PolicyNode(LifecycleNode):
         if command is not None:
             self._command_publisher.publish(command)
 
-    def _reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+    def _beat(self) -> None:
+        session = self._session
+        message = Heartbeat(state=self._state_word())
+        message.header.stamp = ns_to_stamp(self._now_ns())
+        if session is not None:
+            message.episode_id = session.episode_id
+        message.serving = message.state == "serving"
+        self._heartbeats.publish(message)
+
+    def _state_word(self) -> str:
+        if self._session is None:
+            return "unconfigured"
         if not self._active:
-            response.message = "the node is not active"
-            return response
-        try:
-            self._session.reset()
-        except ConfigurationError as error:
-            response.message = str(error)
-            return response
-        response.success, response.message = True, "a new episode begins"
-        return response
+            return "inactive"
+        if self._paused:
+            return "paused"
+        if self._session.serving:
+            return "serving"
+        return "faulted" if self._session.loop.state is LoopState.FAULTED else "stopped"
 
     def _report(self) -> None:
         now_ns = self._now_ns()
         self._diagnostics.publish(diagnostic_array(self._status(now_ns), now_ns))
 
     def _status(self, now_ns: int) -> DiagnosticStatus:
-        name = f"{self.get_fully_qualified_name()}: policy"
-        if self._session is None:
+        name, state = f"{self.get_fully_qualified_name()}: policy", self._state_word()
+        if state == "unconfigured":
             verdict = Verdict.ERROR if self._trouble else Verdict.WARN
             return idle_status(name, self._trouble or "not configured", verdict)
-        if not self._active:
+        fault = self._session.loop.fault_reason
+        if state == "inactive" and fault is None:
             return idle_status(name, "configured, not active", Verdict.OK)
-        session = self._session
-        return health_status(
-            name,
-            f"{session.card.model_id} {session.card.quant_tag}",
-            session.loop.health(now_ns),
-            session.buffer.drops,
-            session.waiting_for(now_ns),
-        )
+        if state == "paused":
+            return idle_status(name, "paused", Verdict.OK)
+        if state == "inactive":
+            return idle_status(name, f"not active; faulted: {fault}", Verdict.ERROR)
+        return serving_status(name, self._session, now_ns)
 
     def _stop(self, reason: str) -> None:
         if not self._active:
@@ -254,9 +273,14 @@ class PolicyNode(LifecycleNode):
         self.get_logger().info(f"stopped: {reason}")
 
     def _release(self) -> None:
+        if self._inputs is not None:
+            self._inputs.close()
+        if self._session is not None:
+            self._session.stop("released", LAST_INFERENCE_S)
         while self._made:
             self._made.pop()()
         self._session = self._commands = self._chunks = self._command_publisher = None
+        self._inputs = None
 
     def _refuse_late_change(self, changes: list[Parameter]) -> SetParametersResult:
         ours = set(NodeParameters.__dataclass_fields__)
@@ -274,7 +298,3 @@ class PolicyNode(LifecycleNode):
 
     def _now_ns(self) -> int:
         return self.get_clock().now().nanoseconds
-
-
-def _overridable() -> QoSOverridingOptions:
-    return QoSOverridingOptions.with_default_policies()

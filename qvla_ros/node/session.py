@@ -4,52 +4,36 @@ import itertools
 import math
 import threading
 from collections.abc import Callable
-from typing import Protocol
 
 import numpy as np
 
 from qvla_ros.errors import ConfigurationError
 from qvla_ros.msg import ActionChunk as ActionChunkMessage
-from qvla_ros.node.conversions import (
-    SECOND_NS,
-    Asked,
-    Delivery,
-    PolicyCard,
-    chunk_message,
-    hold_message,
-    image_to_rgb,
-    state_from_message,
-)
-from qvla_ros.node.observation_buffer import (
-    ObservationBuffer,
-    Sample,
-    SyncedSamples,
-    SyncSettings,
-)
+from qvla_ros.node.conversions import Asked, Delivery, chunk_message, hold_message
 from qvla_ros.node.parameters import NodeParameters
-from qvla_ros.observation import Observation
-from qvla_ros.policy.chunk_scheduler import ChunkScheduler, SchedulerSettings
+from qvla_ros.node.session_settings import (
+    NodePolicy,
+    chunk_strategy,
+    loop_settings,
+    policy_card,
+    scheduler_settings,
+    state_names,
+    sync_settings,
+)
+from qvla_ros.policy.chunk_scheduler import ChunkScheduler
+from qvla_ros.policy.frame_sync import (
+    STATE,
+    FrameSync,
+    Sample,
+    UnusableSampleError,
+    camera_source,
+    observe,
+)
 from qvla_ros.policy.health import LoopState
-from qvla_ros.policy.inference import Inference, ServedPolicy
-from qvla_ros.policy.inference_loop import InferenceLoop, LoopSettings
-
-STATE = "state"
-
-
-class NodePolicy(ServedPolicy, Protocol):
-    """What the node needs to know of a policy, beside how to run it."""
-
-    model_id: str
-    checkpoint_sha256: str
-    quant_tag: str
-    image_names: tuple[str, ...]
-    action_names: tuple[str, ...]
-    state_names: tuple[str, ...]
-
-
-def camera_source(name: str) -> str:
-    """The name under which a camera's samples are buffered and counted."""
-    return f"camera_{name}"
+from qvla_ros.policy.inference_loop import Answer, InferenceLoop
+from qvla_ros.policy.pose_state import POSE, uses_joints, uses_pose, with_pose
+from qvla_ros.policy.reasons import DropReason
+from qvla_ros.sensor_messages import SECOND_NS
 
 
 class Session:
@@ -81,140 +65,139 @@ class Session:
         self._clock_ns = clock_ns
         self._publish = publish
         self._warn = warn
-        self.card = _card(policy, parameters)
-        self._state_names = _state_names(policy, parameters)
-        self.scheduler = ChunkScheduler(_scheduler_settings(policy, parameters))
-        settings = LoopSettings(parameters.warmup_count, failure_limit=parameters.failure_limit)
-        self.loop = InferenceLoop(policy, self.scheduler, self._deliver, clock_ns, settings)
-        first, *others = map(camera_source, policy.image_names)
-        self.buffer = ObservationBuffer(first, [*others, STATE], _sync_settings(parameters))
-        horizon_ns = policy.horizon * policy.period_ns
-        self._request_period_ns = _ns(parameters.request_period_s) or horizon_ns // 2
-        self._instruction, self._instruction_ns = "", 0
-        self._asked: dict[int, Asked] = {}
-        self._due_ns = 0
+        self.card = policy_card(policy, parameters)
+        self.state_names = state_names(policy, parameters)
+        self.scheduler = ChunkScheduler(
+            scheduler_settings(policy, parameters), chunk_strategy(self.card, policy.horizon)
+        )
+        self.loop: InferenceLoop[Asked] = InferenceLoop(
+            policy, self.scheduler, self._deliver, clock_ns, loop_settings(parameters)
+        )
+        anchor, *others = map(camera_source, policy.image_names)
+        others += [STATE] if uses_joints(self.state_names) else []
+        others += [POSE] if uses_pose(self.state_names) else []
+        self.sync = FrameSync(anchor, others, sync_settings(policy, parameters))
         self._serving = False
         # Guards what makes a message old: without it a chunk of the old instruction could be sent
         # after the hold that revokes it. The scheduler's own lock is taken inside of it.
         self._sending = threading.Lock()
         self._episode_id = 0
         self._seq = itertools.count()
-        self._fault_told = False
+        self._fault_ns: int | None = None
 
     @property
-    def instruction(self) -> str:
-        """What the robot is asked to do; empty if it was not told yet."""
-        return self._instruction
+    def episode_id(self) -> int:
+        """Number of the present episode; chunks of a lower one are revoked."""
+        return self._episode_id
+
+    @property
+    def serving(self) -> bool:
+        """Whether observations are answered: started, and the loop neither stopped nor faulted."""
+        return self._serving and self.loop.state is LoopState.RUNNING
 
     def start(self) -> None:
-        """Begin to serve; ``ConfigurationError`` if a fault is latched or the worker is busy."""
-        self.buffer.clear()
-        self._due_ns = 0
+        """Begin to serve; ``ConfigurationError`` if a fault is latched or inferences hang."""
+        self.loop.start()
+        self.sync.clear()
         self._seq = itertools.count()
         self._episode_id += 1
-        self._fault_told = False
-        self.loop.start()
+        self._fault_ns = None
         self._serving = True
 
-    def stop(self, reason: str, timeout_s: float = 5.0) -> bool:
+    def stop(self, reason: str, timeout_s: float = 0.0) -> bool:
         """Stop the loop, and only then send a hold.
 
+        Args:
+            reason: The hold's.
+            timeout_s: How long to wait for the inference under way; its answer is refused anyhow.
+
         Returns:
-            Whether the inference under way ended in time; its answer is refused in any case.
+            Whether it ended in time.
         """
-        if not self._serving:
-            return True
-        self._serving = False
+        was_serving, self._serving = self._serving, False
         ended = self.loop.stop(timeout_s)
-        self._revoke(reason)
+        if was_serving:
+            self._revoke(reason)
         return ended
 
-    def reset(self) -> None:
-        """Forget a fault and everything sensed, and serve on; does nothing while not serving."""
-        if not self._serving:
-            return
+    def reset(self, serve: bool) -> None:
+        """Forget a fault, an inference that hangs, and everything sensed.
+
+        Args:
+            serve: Whether to serve on, with a new worker.
+
+        Raises:
+            ConfigurationError: The fault is too fresh, or too many inferences hang.
+        """
+        left_s = self._cooldown_left_s()
+        if left_s > 0:
+            raise ConfigurationError(f"the fault is fresh: wait {left_s:.1f} s, then reset again")
         self.stop("reset")
         self.loop.reset_fault()
-        self.start()
+        self._fault_ns = None
+        if serve:
+            self.start()
 
     def instruct(self, text: str, now_ns: int) -> None:
         """Take the instruction; another one than before revokes all chunks."""
-        if text == self._instruction:
-            return
-        is_change = self._instruction != ""
-        self._instruction, self._instruction_ns = text, now_ns
-        if is_change and self._serving:
-            self._due_ns = 0
+        if self.sync.instruct(text, now_ns) and self._serving:
             self._revoke("instruction_changed")
 
     def add(self, source: str, sample: Sample, now_ns: int) -> None:
         """Take a camera's or the robot state's message; ignored while not serving."""
         if not self._serving or self._clock_jumped(now_ns):
             return
-        if self.buffer.add(source, sample, now_ns):
+        if self.sync.add(source, sample, now_ns):
             self.ask(now_ns)
+
+    def refuse(self, source: str, reason: str) -> None:
+        """Count and tell a message that cannot be used."""
+        self.sync.count("bad_message")
+        self._warn(f"dropped: {source}: {reason}")
 
     def ask(self, now_ns: int) -> None:
         """Hand the newest synchronous observation to the policy if one is due."""
-        if not self._serving or self._clock_jumped(now_ns) or self._faulted():
+        if not self._serving or self._clock_jumped(now_ns) or self._faulted(now_ns):
             return
-        synced = self.buffer.take(now_ns, self._due_ns)
-        if synced is None:
+        frame = self.sync.take(now_ns)
+        if frame is None:
             return
-        self._due_ns = synced.anchor_ns + 1
-        if not self._instruction:
-            self.buffer.count("missing_instruction")
-            return
+        frame = with_pose(frame)
         try:
-            observation = self._observation(synced)
-        except (ConfigurationError, ValueError) as error:
-            self.buffer.count("bad_message")
-            self._warn(f"an observation was dropped: {error}")
+            observation = observe(frame, self._policy.image_names, self.state_names)
+        except UnusableSampleError as error:
+            self.refuse(error.source, str(error))
             return
-        self._remember(observation, synced, now_ns)
-        # A quarter of a step of tolerance, lest a jitter of the stamps costs a whole frame.
-        self._due_ns = synced.anchor_ns + self._request_period_ns - self._policy.period_ns // 4
-        self.loop.offer(observation)
+        self.sync.used(frame)
+        state_ns = frame.samples[STATE].stamp_ns
+        asked = Asked(frame.instruction, frame.instruction_ns, state_ns, self._episode_id)
+        self.loop.offer(observation, asked)
 
-    def waiting_for(self, now_ns: int) -> list[str]:
-        """The inputs that are missing now."""
-        missing = self.buffer.waiting_for(now_ns)
-        return missing if self._instruction else [*missing, "instruction"]
-
-    def _observation(self, synced: SyncedSamples) -> Observation:
-        images = {
-            name: image_to_rgb(synced.samples[camera_source(name)].message)
-            for name in self._policy.image_names
-        }
-        state = state_from_message(synced.samples[STATE].message, self._state_names)
-        return Observation(synced.oldest_ns, images, state, self._instruction)
-
-    def _remember(self, observation: Observation, synced: SyncedSamples, now_ns: int) -> None:
-        # Twice the time to live: a chunk that is just being accepted must still be known.
-        oldest = now_ns - 2 * self.scheduler.settings.ttl_ns
-        for stamp_ns in [stamp_ns for stamp_ns in self._asked if stamp_ns < oldest]:
-            del self._asked[stamp_ns]
-        self._asked[observation.stamp_ns] = Asked(
-            observation.instruction,
-            self._instruction_ns,
-            synced.samples[STATE].stamp_ns,
-            self._episode_id,
-        )
-
-    def _deliver(self, inference: Inference) -> None:
+    def _deliver(self, answer: Answer[Asked]) -> None:
         """Send an accepted chunk; runs on the worker's thread."""
-        chunk, acceptance = inference.chunk, self.scheduler.last_acceptance
-        asked = self._asked[chunk.observed_at_ns]
+        chunk, acceptance = answer.acceptance.planned, answer.acceptance
+        if chunk is None:
+            raise ValueError("an accepted chunk has a plan")
         jump = math.nan
-        if acceptance is not None and acceptance.seam_jump is not None:
+        if acceptance.seam_jump is not None:
             jump = float(np.max(acceptance.seam_jump))
-        valid_until_ns = self.scheduler.valid_until_ns(chunk)
         with self._sending:
-            if asked.episode_id != self._episode_id:
-                return
             now_ns = self._clock_ns()
-            delivery = Delivery(next(self._seq), now_ns, valid_until_ns, jump, inference.stage_ms)
-            self._publish(chunk_message(chunk, self.card, asked, delivery))
+            valid_until_ns = self.scheduler.valid_until_ns(chunk)
+            if answer.about.episode_id != self._episode_id:
+                return
+            if now_ns >= valid_until_ns:  # the worker was kept waiting since it was accepted
+                self.scheduler.drop(DropReason.EXPIRED)
+                return
+            delivery = Delivery(
+                next(self._seq),
+                now_ns,
+                valid_until_ns,
+                jump,
+                answer.inference.stage_ms,
+                acceptance.clipped_count,
+            )
+            self._publish(chunk_message(chunk, self.card, answer.about, delivery))
 
     def _revoke(self, reason: str) -> None:
         """Begin a new episode: all chunks before it are void, here and for who listens."""
@@ -222,65 +205,28 @@ class Session:
             self._episode_id += 1
             self.scheduler.flush(reason)
             now_ns = self._clock_ns()
-            asked = Asked(self._instruction, self._instruction_ns, 0, self._episode_id)
+            asked = Asked(self.sync.instruction, self.sync.instruction_ns, 0, self._episode_id)
             delivery = Delivery(next(self._seq), now_ns, now_ns, math.nan, {})
             self._publish(hold_message(reason, self.card, asked, delivery))
 
     def _clock_jumped(self, now_ns: int) -> bool:
-        if not self.buffer.clock_jumped_back(now_ns):
+        if not self.sync.clock_jumped_back(now_ns):
             return False
-        self._due_ns = 0
         self._revoke("clock_jumped_back")
         return True
 
-    def _faulted(self) -> bool:
+    def _faulted(self, now_ns: int) -> bool:
         if self.loop.state is not LoopState.FAULTED:
             return False
-        if not self._fault_told:
-            self._fault_told = True
+        if self._fault_ns is None:
+            self._fault_ns = now_ns
             self._warn(f"the policy is faulted: {self.loop.fault_reason}")
             self._revoke("faulted")
         return True
 
-
-def _ns(seconds: float) -> int:
-    return round(seconds * SECOND_NS)
-
-
-def _state_names(policy: NodePolicy, parameters: NodeParameters) -> tuple[str, ...]:
-    names = parameters.chosen_state_names or policy.state_names
-    if len(names) != len(policy.state_names):
-        raise ConfigurationError(
-            f"parameter state_names has {len(names)} names, the model wants "
-            f"{len(policy.state_names)} ({', '.join(policy.state_names)})"
-        )
-    return names
-
-
-def _card(policy: NodePolicy, parameters: NodeParameters) -> PolicyCard:
-    card = PolicyCard(
-        model_id=policy.model_id,
-        checkpoint_sha256=policy.checkpoint_sha256,
-        quant_tag=policy.quant_tag,
-        action_names=tuple(policy.action_names),
-        parameters=parameters,
-    )
-    card.gripper_index  # noqa: B018  a wrong name is to be told now, not with the first chunk
-    return card
-
-
-def _scheduler_settings(policy: NodePolicy, parameters: NodeParameters) -> SchedulerSettings:
-    return SchedulerSettings(
-        ttl_ns=_ns(parameters.chunk_ttl_s) or policy.horizon * policy.period_ns,
-        max_observation_age_ns=_ns(parameters.max_observation_age_s),
-        future_tolerance_ns=_ns(parameters.future_tolerance_s),
-    )
-
-
-def _sync_settings(parameters: NodeParameters) -> SyncSettings:
-    return SyncSettings(
-        max_age_ns=_ns(parameters.max_observation_age_s),
-        max_skew_ns=_ns(parameters.max_skew_s),
-        wait_ns=_ns(parameters.sync_wait_s),
-        future_tolerance_ns=_ns(parameters.future_tolerance_s),
-    )
+    def _cooldown_left_s(self) -> float:
+        if self._fault_ns is None:
+            return 0.0
+        passed_s = (self._clock_ns() - self._fault_ns) / SECOND_NS
+        # A clock that was set back must not make the cooldown longer.
+        return self._parameters.reset_cooldown_s - passed_s if passed_s >= 0 else 0.0

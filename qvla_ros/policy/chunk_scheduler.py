@@ -7,90 +7,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from qvla_ros.action_chunk import ActionChunk
-from qvla_ros.policy.chunk_strategy import ChunkStrategy, LatestOnly, action_index
+from qvla_ros.policy.chunk_strategy import Accepted, ChunkStrategy, LatestOnly, action_index
 from qvla_ros.policy.reasons import DropReason, HoldReason
-
-MILLISECOND_NS = 1_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class SchedulerSettings:
-    """The limits in time, nanoseconds.
-
-    Attributes:
-        ttl_ns: A chunk may be executed until its observation is this old.
-        max_observation_age_ns: An older observation is not given to the policy.
-        future_tolerance_ns: How far a stamp may lie after the clock, for clocks slightly apart.
-    """
-
-    ttl_ns: int
-    max_observation_age_ns: int
-    future_tolerance_ns: int = 20 * MILLISECOND_NS
-
-    def __post_init__(self) -> None:
-        if self.ttl_ns <= 0 or self.max_observation_age_ns <= 0 or self.future_tolerance_ns < 0:
-            raise ValueError(f"the scheduler's limits must be positive: {self}")
-
-
-@dataclass(frozen=True, slots=True)
-class ScheduledAction:
-    """The action to execute now.
-
-    Attributes:
-        action: ``float32 [action_dim]``, robot units.
-        index: Its place in ``chunk``.
-        age_ns: Time since the observation behind it was sensed.
-        chunk: The newest chunk, which the action comes from.
-    """
-
-    action: np.ndarray
-    index: int
-    age_ns: int
-    chunk: ActionChunk
-
-
-@dataclass(frozen=True, slots=True)
-class Hold:
-    """No action is due: stay where you are. ``reason`` is a ``HoldReason`` or a flush's cause."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Acceptance:
-    """What became of a chunk.
-
-    Attributes:
-        dropped: Why it was refused, ``None`` if it is now the current one.
-        first_index: The first action still due; those before it were the stale prefix.
-        seam_jump: ``float32 [action_dim]``, absolute change of the action due now from the chunk
-            before; ``None`` if there was no valid one before, or the chunk was refused.
-    """
-
-    dropped: DropReason | None
-    first_index: int = 0
-    seam_jump: np.ndarray | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class SchedulerStatus:
-    """Counts since the scheduler was made, and the state at one instant.
-
-    Attributes:
-        chunks: Chunks accepted.
-        drops: Observations and chunks not used, by reason.
-        flushes: Flushes by cause.
-        deadline_misses: Chunks that ran out before a successor was accepted.
-        chunk_age_ns: Age of the current chunk's observation, ``None`` without a chunk.
-        has_action: Whether an action is due now.
-    """
-
-    chunks: int
-    drops: dict[str, int]
-    flushes: dict[str, int]
-    deadline_misses: int
-    chunk_age_ns: int | None
-    has_action: bool
+from qvla_ros.policy.schedule import (
+    Acceptance,
+    Hold,
+    ScheduledAction,
+    SchedulerSettings,
+    SchedulerStatus,
+)
 
 
 @dataclass(slots=True)
@@ -112,24 +37,17 @@ class ChunkScheduler:
         self.settings = settings
         self._strategy: ChunkStrategy = strategy or LatestOnly()
         self._lock = threading.Lock()
-        self._chunks: deque[ActionChunk] = deque(maxlen=self._strategy.depth)
+        self._chunks: deque[Accepted] = deque(maxlen=self._strategy.depth)
         self._tally = _Tally()
         self._epoch = 0
         self._hold_reason: str = HoldReason.NO_CHUNK.value
         self._miss_noted = False
-        self._last_acceptance: Acceptance | None = None
 
     @property
     def epoch(self) -> int:
         """Number of flushes so far; note it with an observation to have it refused after one."""
         with self._lock:
             return self._epoch
-
-    @property
-    def last_acceptance(self) -> Acceptance | None:
-        """What became of the last chunk given to ``accept``; ``None`` before the first."""
-        with self._lock:
-            return self._last_acceptance
 
     def valid_until_ns(self, chunk: ActionChunk) -> int:
         """First instant at which ``chunk`` may no longer be executed, nanoseconds."""
@@ -164,12 +82,13 @@ class ChunkScheduler:
             self._forget_after_clock_jump(now_ns)
             self._note_deadline_miss(now_ns)
             reason = self._refusal_of_chunk(chunk, now_ns, epoch)
+            violation = "" if reason is not None else self._violation(chunk)
+            if violation:
+                reason = DropReason.OUT_OF_LIMITS
             if reason is not None:
                 self._tally.drops[reason.value] += 1
-                self._last_acceptance = Acceptance(reason)
-            else:
-                self._last_acceptance = self._take_over(chunk, now_ns)
-            return self._last_acceptance
+                return Acceptance(reason, violation=violation)
+            return self._take_over(chunk, now_ns)
 
     def action_at(self, now_ns: int) -> ScheduledAction | Hold:
         """The action due at ``now_ns``, or ``Hold`` with the reason."""
@@ -206,7 +125,7 @@ class ChunkScheduler:
             )
 
     def _current(self) -> ActionChunk | None:
-        return self._chunks[-1] if self._chunks else None
+        return self._chunks[-1].chunk if self._chunks else None
 
     def _refusal_of_observation(
         self, stamp_ns: int, now_ns: int, epoch: int | None
@@ -235,18 +154,38 @@ class ChunkScheduler:
             return DropReason.NOT_NEWER
         return None
 
+    def _violation(self, chunk: ActionChunk) -> str:
+        limits = self.settings.limits
+        if limits is None or self.settings.clamp:
+            return ""
+        return limits.violation(chunk.actions) or ""
+
     def _take_over(self, chunk: ActionChunk, now_ns: int) -> Acceptance:
-        before = self._due(now_ns)
-        self._chunks.append(chunk)
+        before, clipped = self._due(now_ns), 0
+        if self.settings.limits is not None and self.settings.clamp:
+            actions, clipped = self.settings.limits.clamp(chunk.actions)
+            chunk = ActionChunk(chunk.observed_at_ns, chunk.period_ns, actions)
+        self._chunks.append(Accepted(chunk, now_ns))
         self._tally.chunks += 1
         self._miss_noted = False
         jump = None
         if isinstance(before, ScheduledAction):
             jump = np.abs(self._strategy.action(self._valid(now_ns), now_ns) - before.action)
-        return Acceptance(None, action_index(chunk, now_ns), jump)
+        return Acceptance(None, self._planned(chunk), action_index(chunk, now_ns), jump, clipped)
 
-    def _valid(self, now_ns: int) -> list[ActionChunk]:
-        return [chunk for chunk in self._chunks if now_ns < self.valid_until_ns(chunk)]
+    def _planned(self, chunk: ActionChunk) -> ActionChunk:
+        """The newest chunk as the strategy will execute it."""
+        if self._strategy.depth == 1:
+            return chunk
+        actions = chunk.actions.copy()
+        for row in range(chunk.horizon):
+            due_ns = chunk.observed_at_ns + row * chunk.period_ns
+            if due_ns < self.valid_until_ns(chunk):
+                actions[row] = self._strategy.action(self._valid(due_ns), due_ns)
+        return ActionChunk(chunk.observed_at_ns, chunk.period_ns, actions)
+
+    def _valid(self, now_ns: int) -> list[Accepted]:
+        return [one for one in self._chunks if now_ns < self.valid_until_ns(one.chunk)]
 
     def _due(self, now_ns: int) -> ScheduledAction | Hold:
         current = self._current()

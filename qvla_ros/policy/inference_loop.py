@@ -6,6 +6,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from qvla_ros.errors import ConfigurationError, QvlaError
 from qvla_ros.observation import Observation
@@ -14,9 +15,15 @@ from qvla_ros.policy.health import TOTAL_STAGE, HealthFacts, LoopState, PolicyHe
 from qvla_ros.policy.inference import Inference, ServedPolicy
 from qvla_ros.policy.memory import process_memory
 from qvla_ros.policy.reasons import DropReason
+from qvla_ros.policy.schedule import Acceptance
 from qvla_ros.policy.stage_times import StageTimes
 
 _LOG = logging.getLogger(__name__)
+
+HUNG_LIMIT = 3
+"""Workers left behind in inferences that do not end, before no other is started."""
+
+About = TypeVar("About")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,28 +48,46 @@ class LoopSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class _Offer:
+class Answer(Generic[About]):
+    """An accepted inference.
+
+    Attributes:
+        inference: What the policy said.
+        acceptance: What the scheduler made of it.
+        about: What was handed over with the observation.
+    """
+
+    inference: Inference
+    acceptance: Acceptance
+    about: About
+
+
+@dataclass(frozen=True, slots=True)
+class _Offer(Generic[About]):
     observation: Observation
+    about: About
     epoch: int
 
 
 @dataclass(slots=True)
-class _Run:
+class _Run(Generic[About]):
     """One start of the worker; its own stop flag, so that a late worker cannot serve again."""
 
     times: StageTimes
     last_chunk_ns: int
     thread: threading.Thread | None = None
-    pending: _Offer | None = None
+    pending: _Offer[About] | None = None
+    busy: bool = False
     stopping: bool = False
     failures_in_a_row: int = 0
 
 
-class InferenceLoop:
+class InferenceLoop(Generic[About]):
     """Serves a policy from one worker thread, always on the newest observation.
 
     Args:
-        policy: What answers the observations.
+        policy: What answers the observations. A start after an inference that hangs calls it from
+            a second thread.
         scheduler: Judges observations and chunks, and keeps what is to be executed.
         on_chunk: Called on the worker thread with each accepted inference.
         clock_ns: The present on the clock of the observations' stamps.
@@ -73,7 +98,7 @@ class InferenceLoop:
         self,
         policy: ServedPolicy,
         scheduler: ChunkScheduler,
-        on_chunk: Callable[[Inference], None],
+        on_chunk: Callable[[Answer[About]], None],
         clock_ns: Callable[[], int] = time.time_ns,
         settings: LoopSettings | None = None,
     ) -> None:
@@ -86,6 +111,7 @@ class InferenceLoop:
         self._state = LoopState.STOPPED
         self._fault: tuple[str, str] | None = None
         self._run = self._new_run()
+        self._left_behind: list[threading.Thread] = []
 
     @property
     def state(self) -> LoopState:
@@ -100,10 +126,13 @@ class InferenceLoop:
             return self._fault[0] if self._fault else None
 
     def start(self) -> None:
-        """Starts serving; does nothing if it does already.
+        """Starts serving with a new worker; does nothing if it does already.
+
+        A worker of an earlier start whose inference has not ended is left behind: what it answers
+        is refused.
 
         Raises:
-            ConfigurationError: A fault is latched, or the worker of an earlier start still runs.
+            ConfigurationError: A fault is latched, or ``HUNG_LIMIT`` workers are left behind.
         """
         with self._wake:
             if self._state is LoopState.RUNNING:
@@ -112,9 +141,11 @@ class InferenceLoop:
                 raise ConfigurationError(
                     f"the policy is faulted ({self._fault[0]}): reset the fault, then start"
                 )
-            if self._run.thread is not None and self._run.thread.is_alive():
+            threads = [*self._left_behind, *([self._run.thread] if self._run.thread else [])]
+            self._left_behind = [thread for thread in threads if thread.is_alive()]
+            if len(self._left_behind) >= HUNG_LIMIT:
                 raise ConfigurationError(
-                    "the last inference before the stop still runs: wait, then start again"
+                    f"{len(self._left_behind)} inferences never ended: restart the process"
                 )
             run = self._new_run()
             run.thread = threading.Thread(
@@ -139,14 +170,14 @@ class InferenceLoop:
         """
         with self._wake:
             run = self._run
+            if run.thread is threading.current_thread():
+                raise ValueError("the inference loop cannot be stopped from its own worker")
             was_running = self._state is LoopState.RUNNING
             self._close(run, LoopState.STOPPED)
         if was_running:
             self._scheduler.flush("stopped")
         if run.thread is None:
             return True
-        if run.thread is threading.current_thread():
-            raise ValueError("the inference loop cannot be stopped from its own worker")
         run.thread.join(timeout_s)
         return not run.thread.is_alive()
 
@@ -157,9 +188,14 @@ class InferenceLoop:
                 self._fault = None
                 self._state = LoopState.STOPPED
 
-    def offer(self, observation: Observation) -> None:
-        """Hands over an observation; never blocks on inference, and the newest one wins."""
-        offer = _Offer(observation, self._scheduler.epoch)
+    def offer(self, observation: Observation, about: About) -> None:
+        """Hands over an observation; never blocks on inference, and the newest one wins.
+
+        Args:
+            observation: The policy's input.
+            about: Given back with the answer.
+        """
+        offer = _Offer(observation, about, self._scheduler.epoch)
         dropped = None
         with self._wake:
             if self._state is not LoopState.RUNNING:
@@ -171,6 +207,14 @@ class InferenceLoop:
                 self._wake.notify_all()
         if dropped is not None:
             self._scheduler.drop(dropped)
+
+    def wait_idle(self, timeout_s: float) -> bool:
+        """Wait until nothing is pending or under way; whether that came in time."""
+        with self._wake:
+            run = self._run
+            return self._wake.wait_for(
+                lambda: run.stopping or not (run.busy or run.pending), timeout_s
+            )
 
     def health(self, now_ns: int) -> PolicyHealth:
         """The state of the policy at ``now_ns``, on the loop's clock."""
@@ -204,34 +248,37 @@ class InferenceLoop:
             failures_in_a_row=self._run.failures_in_a_row,
         )
 
-    def _new_run(self) -> _Run:
+    def _new_run(self) -> _Run[About]:
         times = StageTimes(self._settings.warmup_count, self._settings.stage_window)
         return _Run(times, last_chunk_ns=self._clock_ns())
 
-    def _close(self, run: _Run, state: LoopState) -> None:
+    def _close(self, run: _Run[About], state: LoopState) -> None:
         """Ends the service of ``run``; the lock is held."""
         run.stopping = True
         if run.pending is not None:
             run.pending = None
             self._scheduler.drop(DropReason.NOT_SERVING)
-        if self._state is LoopState.RUNNING:
+        if run is self._run and self._state is LoopState.RUNNING:
             self._state = state
         self._wake.notify_all()
 
-    def _work(self, run: _Run) -> None:
+    def _work(self, run: _Run[About]) -> None:
         try:
             while (offer := self._take(run)) is not None:
                 self._serve(offer, run)
         except Exception as error:  # the outermost frame: whatever it is, stop and say so
             self._latch(run, f"{type(error).__name__}: {error}", traceback.format_exc())
 
-    def _take(self, run: _Run) -> _Offer | None:
+    def _take(self, run: _Run[About]) -> _Offer[About] | None:
         with self._wake:
+            run.busy = False
+            self._wake.notify_all()
             self._wake.wait_for(lambda: run.stopping or run.pending is not None)
             offer, run.pending = run.pending, None
-            return None if run.stopping else offer
+            run.busy = offer is not None and not run.stopping
+            return offer if run.busy else None
 
-    def _serve(self, offer: _Offer, run: _Run) -> None:
+    def _serve(self, offer: _Offer[About], run: _Run[About]) -> None:
         stamp_ns = offer.observation.stamp_ns
         if self._scheduler.admit(stamp_ns, self._clock_ns(), offer.epoch) is not None:
             return
@@ -246,13 +293,15 @@ class InferenceLoop:
         self._record(run, inference, now_ns - stamp_ns)
         if acceptance.dropped is DropReason.NON_FINITE:
             self._count_failure(run, "the chunk holds a value that is not finite", "")
+        elif acceptance.dropped is DropReason.OUT_OF_LIMITS:
+            self._count_failure(run, f"the chunk is out of its limits: {acceptance.violation}", "")
         elif acceptance.dropped is None:
             with self._wake:
                 run.failures_in_a_row = 0
                 run.last_chunk_ns = now_ns
-            self._on_chunk(inference)
+            self._on_chunk(Answer(inference, acceptance, offer.about))
 
-    def _record(self, run: _Run, inference: Inference, stamp_to_chunk_ns: int) -> None:
+    def _record(self, run: _Run[About], inference: Inference, stamp_to_chunk_ns: int) -> None:
         with self._wake:
             run.times.add(
                 {
@@ -262,7 +311,7 @@ class InferenceLoop:
                 }
             )
 
-    def _count_failure(self, run: _Run, reason: str, trace: str) -> None:
+    def _count_failure(self, run: _Run[About], reason: str, trace: str) -> None:
         _LOG.warning("inference failed: %s", reason)
         with self._wake:
             run.failures_in_a_row += 1
@@ -270,9 +319,12 @@ class InferenceLoop:
         if count >= self._settings.failure_limit:
             self._latch(run, f"{count} inferences failed in a row, the last one: {reason}", trace)
 
-    def _latch(self, run: _Run, reason: str, trace: str) -> None:
-        _LOG.error("the policy is faulted: %s\n%s", reason, trace)
+    def _latch(self, run: _Run[About], reason: str, trace: str) -> None:
         with self._wake:
+            if run.stopping:  # a worker left behind says nothing about the present service
+                _LOG.warning("an inference that was given up failed: %s", reason)
+                return
+            _LOG.error("the policy is faulted: %s\n%s", reason, trace)
             self._fault = (reason, trace)
             self._close(run, LoopState.FAULTED)
         self._scheduler.flush("faulted")

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import torch
 from torch import nn
 
 from qvla_ros.action_chunk import ActionChunk
 from qvla_ros.checkpoint.faults import CheckpointFault
-from qvla_ros.checkpoint.layout import TOKENIZER_TENSOR
 from qvla_ros.checkpoint.reader import PackedCheckpoint, read_checkpoint
+from qvla_ros.checkpoint.tensor_names import GOLDEN_TENSOR, TOKENIZER_TENSOR
 from qvla_ros.errors import CheckpointError, UnsupportedModelError
 from qvla_ros.kernels.quantized_linear import QuantizedLinear
 from qvla_ros.kernels.selection import AUTO
@@ -45,7 +46,12 @@ class PolicyIdentity:
 
 
 class Policy:
-    """Answers observations with action chunks. Not thread safe: one thread infers at a time."""
+    """Answers observations with action chunks.
+
+    Attributes:
+        golden_actions: ``float32 [horizon, action_dim]``, what the checkpoint's maker got for
+            ``golden_observation``; ``None`` if the checkpoint does not tell.
+    """
 
     def __init__(
         self, network: OpenVlaOft, processing: Processing, identity: PolicyIdentity
@@ -53,6 +59,7 @@ class Policy:
         self.network = network
         self.processing = processing
         self.identity = identity
+        self.golden_actions: np.ndarray | None = None
         self._robot = processing.settings.robot
         self._dtype = network.projector.fc1.weight.dtype
 
@@ -172,7 +179,10 @@ def load_policy(
     identity = PolicyIdentity(
         manifest.model_id, manifest.sha256, f"mixed-{manifest.plan.average_bits_per_weight:.2f}bit"
     )
-    return Policy(network, Processing(settings, _tokenizer_json(checkpoint)), identity)
+    policy = Policy(network, Processing(settings, _tokenizer_json(checkpoint)), identity)
+    golden = checkpoint.tensors.get(GOLDEN_TENSOR)
+    policy.golden_actions = None if golden is None else golden.numpy()
+    return policy
 
 
 def float_policy(

@@ -18,6 +18,8 @@ class DropReason(str, enum.Enum):
     """The policy could not answer this observation."""
     NON_FINITE = "non_finite"
     """The chunk holds a NaN or an infinity; the whole chunk is refused, never clamped."""
+    OUT_OF_LIMITS = "out_of_limits"
+    """An action of the chunk is beyond its limits; the whole chunk is refused."""
     EXPIRED = "expired"
     """The chunk was past its time to live or its horizon when it was ready."""
     NOT_NEWER = "not_newer"

@@ -4,10 +4,15 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from qvla_ros.errors import CalibrationError
 from qvla_ros.models.openvla_oft import ModelInputs
 from qvla_ros.models.processing import Processing
 from qvla_ros.observation import Observation
+
+BATCH_FRAMES = 16
+"""Frames that go through the network together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +26,26 @@ class CalibrationSet:
 
     frames: tuple[ModelInputs, ...]
     fingerprint: str
+
+    def batches(self, frames: int = BATCH_FRAMES) -> list[ModelInputs]:
+        """The frames in order, up to ``frames`` together; one prompt length in a batch."""
+        batches: list[list[ModelInputs]] = []
+        for frame in self.frames:
+            last = batches[-1] if batches else []
+            if not last or len(last) == frames or last[0].token_ids.shape != frame.token_ids.shape:
+                batches.append([frame])
+            else:
+                last.append(frame)
+        return [_joined(batch) for batch in batches]
+
+
+def _joined(frames: Sequence[ModelInputs]) -> ModelInputs:
+    return ModelInputs(
+        pixels=torch.cat([frame.pixels for frame in frames]),
+        token_ids=torch.cat([frame.token_ids for frame in frames]),
+        end_token_id=frames[0].end_token_id,
+        state=torch.cat([frame.state for frame in frames]),
+    )
 
 
 def calibration_set(

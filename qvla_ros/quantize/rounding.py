@@ -1,4 +1,4 @@
-"""Scales and codes of weight rows: clip-searched uniform grids with a float zero.
+"""Grids and codes of weight rows.
 
 A code ``q`` in ``0 .. 2^bits - 1`` stands for ``(q - zero) * scale``. Scale and zero are BF16 and
 the codes are chosen for the *rounded* grid, so the stored row is exactly what was optimised.
@@ -13,81 +13,116 @@ from torch import Tensor
 from qvla_ros.quantize.widths import GRID_WIDTHS
 
 CLIP_STEPS = 24  # candidates of the clip search
-_SMALLEST_CLIP = {2: 0.35, 4: 0.5, 8: 0.85}  # share of the row's range; fewer levels, tighter clip
+_SMALLEST_CLIP = {2: 0.35, 3: 0.4, 4: 0.5, 8: 0.85}  # share of the range; few levels, tight clip
 _TINY = 1e-30  # range of a row of zeros, so that its scale stays positive
 
 
 @dataclass(frozen=True, slots=True)
-class QuantizedRows:
-    """Rows on their grids.
+class Grid:
+    """The levels that rows may take.
 
     Attributes:
-        codes: ``uint8 [rows, columns]``.
-        scale: ``bfloat16 [rows]``, positive.
-        zero: ``bfloat16 [rows]``.
+        scale: ``bfloat16 [rows]`` or ``[rows, groups]``, positive.
+        zero: ``bfloat16``, the same shape.
     """
 
-    codes: Tensor
     scale: Tensor
     zero: Tensor
 
-    def dequantize(self) -> Tensor:
-        """float32 ``[rows, columns]``: the same arithmetic as the deployed kernels."""
-        scale, zero = self.scale.float()[:, None], self.zero.float()[:, None]
-        return (self.codes.float() - zero) * scale
+    def over(self, columns: int, group_columns: int | None = None) -> tuple[Tensor, Tensor]:
+        """Scale and zero in float32, broadcastable to ``[rows, columns]``."""
+        if self.scale.ndim == 1:
+            return self.scale.float()[:, None], self.zero.float()[:, None]
+        if group_columns is None:
+            raise ValueError("scales of groups need the width of a group")
+        parts = (self.scale.float(), self.zero.float())
+        spread = [part.repeat_interleave(group_columns, dim=1)[:, :columns] for part in parts]
+        return spread[0], spread[1]
 
 
-Rounding = Callable[[Tensor, int, Tensor], QuantizedRows]
-"""Maps ``weight [rows, columns]``, a width and ``energy [columns]`` to quantized rows."""
+GridSearch = Callable[[Tensor, int, Tensor], Grid]
+"""Maps ``weight [rows, columns]``, a width and ``energy [columns]`` to a grid for every row."""
 
 
-def round_nearest(weight: Tensor, bits: int, energy: Tensor) -> QuantizedRows:
-    """Plain round-to-nearest: symmetric, scaled by each row's largest magnitude (RTN).
+def codes_on(weight: Tensor, grid: Grid, bits: int, group_columns: int | None = None) -> Tensor:
+    """The nearest codes, ``uint8 [rows, columns]``."""
+    scale, zero = grid.over(weight.shape[1], group_columns)
+    return (weight.float() / scale + zero).round_().clamp_(0, 2**bits - 1).to(torch.uint8)
+
+
+def values_of(codes: Tensor, grid: Grid, group_columns: int | None = None) -> Tensor:
+    """What codes stand for, float32 ``[rows, columns]``: the arithmetic of the kernels."""
+    scale, zero = grid.over(codes.shape[1], group_columns)
+    return (codes.float() - zero) * scale
+
+
+def nearest_grid(weight: Tensor, bits: int, energy: Tensor) -> Grid:
+    """Symmetric, scaled by each row's largest magnitude: plain round-to-nearest (RTN).
 
     Args:
         weight: Floating ``[rows, columns]``.
-        bits: 2, 4 or 8.
-        energy: Not looked at; every rounding takes it.
+        bits: One of ``GRID_WIDTHS``.
+        energy: Not looked at; every search takes it.
     """
     _require_grid_width(bits)
     top = 2 ** (bits - 1) - 1
+    scale = (weight.float().abs().amax(1) / top).clamp_min(_TINY).to(torch.bfloat16)
+    return Grid(scale, torch.full_like(scale, 2 ** (bits - 1)))
+
+
+def range_grid(weight: Tensor, bits: int, energy: Tensor) -> Grid:
+    """From each row's smallest to its largest weight, zero included (asymmetric min-max)."""
+    _require_grid_width(bits)
     weight = weight.float()
-    scale = (weight.abs().amax(1) / top).clamp_min(_TINY).to(torch.bfloat16)
-    zero = torch.full_like(scale, 2 ** (bits - 1))
-    return QuantizedRows(_codes(weight, bits, scale, zero), scale, zero)
+    return _grid_of(weight.amin(1).clamp_max(0.0), weight.amax(1).clamp_min(0.0), bits)
 
 
-def round_clipped(weight: Tensor, bits: int, energy: Tensor) -> QuantizedRows:
+def clipped_grid(weight: Tensor, bits: int, energy: Tensor) -> Grid:
     """Search, row by row, the clip of the range that leaves the least expected output error.
 
-    The squared error of each weight counts by the mean square of the input that it multiplies.
-
-    The range is ``[clip * min, clip * max]``, asymmetric; symmetric ranges about zero are tried
-    as well. At 2 bits this is a 4-level grid without a wasted level.
+    The squared error of each weight counts by the mean square of the input that it multiplies:
+    transformers have a few input channels that are far larger than the rest, and a search that
+    weighs all columns alike spends its levels in the wrong place. The range is
+    ``[clip * min, clip * max]``; symmetric ranges about zero are tried as well.
 
     Args:
         weight: Floating ``[rows, columns]``.
-        bits: 2, 4 or 8.
+        bits: One of ``GRID_WIDTHS``.
         energy: ``[columns]``, mean squares of the inputs.
     """
     _require_grid_width(bits)
     weight, energy = weight.float(), energy.float()
     low, high = weight.amin(1), weight.amax(1)
     extreme = torch.maximum(high, -low)
-    best = _on_range(weight, bits, low, high)
-    best_error = _output_error(weight, best, energy)
+    best = _grid_of(low, high, bits)
+    best_error = _output_error(weight, best, bits, energy)
     for clip in torch.linspace(_SMALLEST_CLIP[bits], 1.0, CLIP_STEPS).tolist():
         for bottom, top in ((low, high), (-extreme, extreme)):
-            candidate = _on_range(weight, bits, clip * bottom, clip * top)
-            error = _output_error(weight, candidate, energy)
+            candidate = _grid_of(clip * bottom, clip * top, bits)
+            error = _output_error(weight, candidate, bits, energy)
             better = error < best_error
             best_error = torch.where(better, error, best_error)
-            best = QuantizedRows(
-                torch.where(better[:, None], candidate.codes, best.codes),
+            best = Grid(
                 torch.where(better, candidate.scale, best.scale),
                 torch.where(better, candidate.zero, best.zero),
             )
     return best
+
+
+def in_groups(
+    search: GridSearch, weight: Tensor, bits: int, energy: Tensor, group_columns: int
+) -> Grid:
+    """A grid for every group of columns of every row: ``[rows, groups]``; the last may be short."""
+    parts = [
+        search(group, bits, part)
+        for group, part in zip(
+            weight.split(group_columns, dim=1), energy.split(group_columns), strict=True
+        )
+    ]
+    return Grid(
+        torch.stack([part.scale for part in parts], dim=1),
+        torch.stack([part.zero for part in parts], dim=1),
+    )
 
 
 def _require_grid_width(bits: int) -> None:
@@ -95,16 +130,10 @@ def _require_grid_width(bits: int) -> None:
         raise ValueError(f"{bits} bits have no grid: use one of {GRID_WIDTHS}")
 
 
-def _on_range(weight: Tensor, bits: int, low: Tensor, high: Tensor) -> QuantizedRows:
+def _grid_of(low: Tensor, high: Tensor, bits: int) -> Grid:
     scale = ((high - low) / (2**bits - 1)).clamp_min(_TINY).to(torch.bfloat16)
-    zero = (-low / scale.float()).to(torch.bfloat16)
-    return QuantizedRows(_codes(weight, bits, scale, zero), scale, zero)
+    return Grid(scale, (-low / scale.float()).to(torch.bfloat16))
 
 
-def _codes(weight: Tensor, bits: int, scale: Tensor, zero: Tensor) -> Tensor:
-    levels = weight / scale.float()[:, None] + zero.float()[:, None]
-    return levels.round_().clamp_(0, 2**bits - 1).to(torch.uint8)
-
-
-def _output_error(weight: Tensor, rows: QuantizedRows, energy: Tensor) -> Tensor:
-    return (rows.dequantize() - weight).square_() @ energy
+def _output_error(weight: Tensor, grid: Grid, bits: int, energy: Tensor) -> Tensor:
+    return (values_of(codes_on(weight, grid, bits), grid) - weight).square_() @ energy

@@ -1,33 +1,41 @@
 """Action-space sensitivity of every row at every bit width, by Gauss-Newton probes.
 
-For a layer ``Y = X W^T``, row ``r`` and candidate width ``b`` let ``e[t,r,b] = x_t . dW_r^b`` be the
-change of the row's output at token ``t``. With random probes ``v``, ``E[v v^T] = M`` (the action
-metric), and ``g[t,r] = d(v^T A) / dY[t,r]``:
+For a layer ``Y = X W^T``, row ``r`` and candidate width ``b`` let ``dW_r^b`` be the change of the
+row when it is rounded. With random probes ``v``, ``E[v v^T] = M`` (the action metric), and
+``g[t,r] = d(v^T A) / dY[t,r]``:
 
-    s[r,b] = E_x E_v ( sum_t g[t,r] e[t,r,b] )^2
+    s[r,b] = E_x E_v ( sum_t g[t,r] x_t . dW_r^b )^2 = E_x E_v < d(v^T A) / dW_r, dW_r^b >^2
 
 is the expected squared action change to first order. Unlike the norm product of QVLA's eq. 6
-(its Cauchy-Schwarz upper bound) it keeps sign and cancellation over tokens. One forward and a few
-backward passes a frame give all rows of all layers at once.
+(its Cauchy-Schwarz upper bound) it keeps sign and cancellation over tokens. One sweep backwards
+through the network gives all rows of all layers at all widths. ``dW`` is that of the compensated
+rounding, with inputs weighted by how much the action depends on each token.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from qvla_ros.errors import CalibrationError
 from qvla_ros.models.linear_layer import LinearLayer
-from qvla_ros.models.openvla_oft import ModelInputs, OpenVlaOft
+from qvla_ros.models.openvla_oft import OpenVlaOft
 from qvla_ros.quantize.action_metric import ActionMetric
 from qvla_ros.quantize.calibration import CalibrationSet
-from qvla_ros.quantize.input_energy import measure_input_energy
-from qvla_ros.quantize.rounding import Rounding, round_clipped
-from qvla_ros.quantize.widths import GRID_WIDTHS, WIDTHS
+from qvla_ros.quantize.compensation import Compensator
+from qvla_ros.quantize.gradient_sweep import GradientSweep
+from qvla_ros.quantize.journal import Journal
+from qvla_ros.quantize.layer_evidence import InputMoments, LayerEvidence, RowScores
+from qvla_ros.quantize.linear_weight import linear_weight
+from qvla_ros.quantize.rounding import GridSearch, clipped_grid, codes_on, values_of
+from qvla_ros.quantize.widths import GRID_WIDTHS
 
 OnProgress = Callable[[int, int], None]
 """Called with (done, total)."""
+
+WEIGHT_PROBES = 2
+"""Probes that weigh the tokens before anything is rounded; more change little."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +44,10 @@ class SensitivityTable:
 
     Attributes:
         layers: In execution order.
-        input_energy: Layer name to float32 ``[columns]``, see ``measure_input_energy``.
         scores: Layer name to float64 ``[rows, len(WIDTHS)]``; the column of 16 bits is zero.
+        token_weights: Layer name to float32 ``[tokens]`` of all frames, frame after frame: mean
+            squared gradient of the action with respect to each token's output, by which
+            reconstruction weighs tokens.
         model_fingerprint: Of the model folder that was measured.
         calibration_fingerprint: Of the frames.
         probes: Random probes a frame.
@@ -45,8 +55,8 @@ class SensitivityTable:
     """
 
     layers: tuple[LinearLayer, ...]
-    input_energy: dict[str, Tensor]
     scores: dict[str, Tensor]
+    token_weights: dict[str, Tensor]
     model_fingerprint: str
     calibration_fingerprint: str
     probes: int
@@ -60,94 +70,58 @@ class MeasureSettings:
     Attributes:
         probes: Backward passes a frame.
         seed: Of the probes.
-        rounding: How rows are rounded to each grid width.
+        search: Of the grids.
+        compensate: Whether the scores are those of compensated rounding.
     """
 
-    probes: int = 4
+    probes: int = 8
     seed: int = 0
-    rounding: Rounding = round_clipped
-
-
-class _RowErrors:
-    """Hooks on one layer: output changes in the forward pass, scores in the backward passes."""
-
-    def __init__(
-        self, layer: LinearLayer, module: nn.Linear, rounding: Rounding, energy: Tensor
-    ) -> None:
-        self.layer = layer
-        weight = module.weight.detach().float()
-        steps = [rounding(weight, bits, energy).dequantize() - weight for bits in GRID_WIDTHS]
-        self._steps = torch.stack([-weight, *steps]).flatten(0, 1)  # widths 0, 2, 4, 8
-        self.scores = torch.zeros(len(WIDTHS) - 1, layer.rows, dtype=torch.float64)
-        self._errors: Tensor | None = None
-        self._handle = module.register_forward_hook(self._after_forward)
-
-    def _after_forward(self, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-        tokens = inputs[0].detach().reshape(-1, self.layer.columns)
-        errors = tokens @ self._steps.T
-        self._errors = errors.view(len(tokens), len(WIDTHS) - 1, self.layer.rows)
-        output.register_hook(self._after_backward)
-
-    def _after_backward(self, gradient: Tensor) -> None:
-        assert self._errors is not None
-        slopes = gradient.reshape(-1, 1, self.layer.rows)
-        change = (slopes * self._errors).sum(0)
-        self.scores += change.double().square()
-
-    def forget_frame(self) -> None:
-        """Free what was kept for the backward passes."""
-        self._errors = None
-
-    def remove(self) -> None:
-        """Take the hook off the network."""
-        self._handle.remove()
+    search: GridSearch = clipped_grid
+    compensate: bool = True
 
 
 def measure_sensitivity(
     network: OpenVlaOft,
     calibration: CalibrationSet,
     metric: ActionMetric,
-    settings: MeasureSettings,
+    settings: MeasureSettings | None = None,
     model_fingerprint: str = "",
     on_progress: OnProgress | None = None,
+    on_layer: Callable[[LayerEvidence], None] | None = None,
+    journal: Journal | None = None,
 ) -> SensitivityTable:
     """Score all rows of all layers at all widths.
 
     Args:
         network: The float network (float32).
-        calibration: Frames; every frame is one batch.
+        calibration: Frames.
         metric: What counts as an action change.
         settings: Probes, seed and rounding.
         model_fingerprint: Recorded in the table.
-        on_progress: Called after every frame.
+        on_progress: Called after every stage of the network.
+        on_layer: Called with every layer that is measured now (not with those of the journal).
+        journal: Where finished stages are kept, to go on after an interruption.
 
     Raises:
         CalibrationError: A layer never ran, got no gradient, or has a score that is not finite.
     """
-    layers = network.linear_layers()
-    energy = measure_input_energy(network, calibration)
-    meters = []
-    for layer in layers:
-        module = network.get_submodule(layer.name)
-        if not isinstance(module, nn.Linear):
-            raise ValueError(f"{layer.name} is not a float Linear: measure the float network")
-        meters.append(_RowErrors(layer, module, settings.rounding, energy[layer.name]))
-    generator = torch.Generator().manual_seed(settings.seed)
-    try:
-        for done, frame in enumerate(calibration.frames, start=1):
-            _measure_frame(network, frame, metric.probes(settings.probes, generator))
-            for meter in meters:
-                meter.forget_frame()
-            if on_progress is not None:
-                on_progress(done, len(calibration.frames))
-    finally:
-        for meter in meters:
-            meter.remove()
-    samples = len(calibration.frames) * settings.probes
+    settings = settings or MeasureSettings()
+    sweep = GradientSweep(network, calibration.batches(), metric, settings.probes, settings.seed)
+    found = _Findings(journal)
+    first = found.resume(sweep)
+    for index in reversed(range(first)):
+        for evidence in _measure_stage(network, sweep, index, settings):
+            found.add(evidence)
+            if on_layer is not None:
+                on_layer(evidence)
+        found.stage_done(sweep, index)
+        if on_progress is not None:
+            on_progress(len(sweep.stages) - index, len(sweep.stages))
+    layers = tuple(network.linear_layers())
     return SensitivityTable(
-        layers=tuple(layers),
-        input_energy=energy,
-        scores={meter.layer.name: _finished_scores(meter, samples) for meter in meters},
+        layers=layers,
+        scores={layer.name: found.scores[layer.name] for layer in layers},
+        token_weights={layer.name: found.token_weights[layer.name] for layer in layers},
         model_fingerprint=model_fingerprint,
         calibration_fingerprint=calibration.fingerprint,
         probes=settings.probes,
@@ -155,32 +129,99 @@ def measure_sensitivity(
     )
 
 
-def _measure_frame(network: OpenVlaOft, frame: ModelInputs, probes: Tensor) -> None:
-    with torch.enable_grad():
-        # Gradients of activations only: they start at the inputs, not at the (frozen) weights.
-        inputs = ModelInputs(
-            pixels=frame.pixels.clone().requires_grad_(True),
-            token_ids=frame.token_ids,
-            end_token_id=frame.end_token_id,
-            state=frame.state.clone().requires_grad_(True),
-        )
-        actions = network(inputs)[0]
-        for number, probe in enumerate(probes):
-            torch.autograd.grad(
-                (actions * probe).sum(),
-                (inputs.pixels, inputs.state),
-                retain_graph=number + 1 < len(probes),
-            )
+def candidate_weights(
+    weight: Tensor, moment: Tensor, search: GridSearch, compensate: bool = True
+) -> Tensor:
+    """A weight rounded at 0 bits and at each grid width.
+
+    Args:
+        weight: Floating ``[rows, columns]``.
+        moment: Second moment of the inputs, ``[columns, columns]``.
+        search: Of the grids.
+        compensate: Whether later columns make up for earlier ones.
+
+    Returns:
+        float32 ``[1 + len(GRID_WIDTHS), rows, columns]``.
+    """
+    compensator = Compensator(moment) if compensate else None
+    candidates = [torch.zeros_like(weight, dtype=torch.float32)]
+    for bits in GRID_WIDTHS:
+        grid = search(weight, bits, moment.diagonal())
+        codes = codes_on(weight, grid, bits)
+        if compensator is not None:
+            codes = compensator.round(weight, grid, bits)
+        candidates.append(values_of(codes, grid))
+    return torch.stack(candidates)
 
 
-def _finished_scores(meter: _RowErrors, samples: int) -> Tensor:
-    name = meter.layer.name
-    scores = (meter.scores / samples).T  # [rows, widths without 16]
-    if not torch.isfinite(scores).all():
-        row = int((~torch.isfinite(scores)).any(1).nonzero()[0])
-        raise CalibrationError(f"the score of row {row} of {name!r} is not finite")
-    if not scores.any():
-        raise CalibrationError(
-            f"no gradient reached the layer {name!r}: every row would look free to prune"
+def _measure_stage(
+    network: OpenVlaOft, sweep: GradientSweep, index: int, settings: MeasureSettings
+) -> list[LayerEvidence]:
+    layers = sweep.layers_of(index)
+    moments = {layer.name: InputMoments(layer) for layer in layers}
+    if layers:
+        sweep.show(index, lambda seen: moments[seen.layer.name].add(seen), WEIGHT_PROBES)
+    candidates, scores = {}, {}
+    for layer in layers:
+        weight = linear_weight(network, layer).float()
+        moment = moments[layer.name].action_weighted
+        rounded = candidate_weights(weight, moment, settings.search, settings.compensate)
+        candidates[layer.name] = rounded
+        scores[layer.name] = RowScores(layer, rounded - weight)
+    sweep.leave(index, lambda seen: scores[seen.layer.name].add(seen))
+    return [
+        LayerEvidence(
+            layer,
+            moments[layer.name].plain,
+            candidates[layer.name],
+            scores[layer.name].scores(),
+            scores[layer.name].slope_energy(),
+            scores[layer.name].token_weights(),
         )
-    return torch.cat([scores, torch.zeros(len(scores), 1, dtype=torch.float64)], dim=1)
+        for layer in layers
+    ]
+
+
+class _Findings:
+    """What is measured so far, in memory and in the journal."""
+
+    def __init__(self, journal: Journal | None) -> None:
+        self.scores: dict[str, Tensor] = {}
+        self.token_weights: dict[str, Tensor] = {}
+        self._journal = journal
+        self._saved = time.monotonic()
+
+    def add(self, evidence: LayerEvidence) -> None:
+        self.scores[evidence.layer.name] = evidence.scores
+        self.token_weights[evidence.layer.name] = evidence.token_weights
+
+    def stage_done(self, sweep: GradientSweep, index: int) -> None:
+        """Keep everything, if it is worth the writing."""
+        journal = self._journal
+        if journal is None or time.monotonic() - self._saved < journal.interval_s:
+            return
+        parts = {"scores/": self.scores, "token_weights/": self.token_weights}
+        tensors = {
+            prefix + name: tensor
+            for prefix, part in parts.items()
+            for name, tensor in part.items()
+        }
+        slopes = {f"slopes/{name}": tensor for name, tensor in sweep.slopes().items()}
+        stage = torch.tensor([index])
+        journal.save("sweep", {**tensors, **slopes, "stage": stage})
+        self._saved = time.monotonic()
+
+    def resume(self, sweep: GradientSweep) -> int:
+        """Number of stages that are still to be measured."""
+        kept = None if self._journal is None else self._journal.load("sweep")
+        if kept is None:
+            return len(sweep.stages)
+        index = int(kept.pop("stage"))
+        slopes: dict[str, Tensor] = {}
+        for name, tensor in kept.items():
+            kind, rest = name.split("/", 1)
+            {"scores": self.scores, "token_weights": self.token_weights, "slopes": slopes}[kind][
+                rest
+            ] = tensor
+        sweep.go_to(index, slopes)
+        return index

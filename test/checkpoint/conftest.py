@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from qvla_ros.checkpoint.manifest import LayerSpec, Manifest, PlanSummary
+from qvla_ros.checkpoint.layer_spec import LayerSpec
+from qvla_ros.checkpoint.manifest import Manifest, PlanSummary
 from qvla_ros.checkpoint.packed_linear import PackedLinear
 from qvla_ros.checkpoint.writer import write_checkpoint
 
-MIXED_BITS = (4, 0, 2, 16, 8, 4, 2, 16, 0, 8)
+MIXED_BITS = (4, 0, 2, 16, 8, 4, 3, 16, 0, 8)
 
-LayerMaker = Callable[[str, tuple[int, ...], int], PackedLinear]
+LayerMaker = Callable[..., PackedLinear]
 ManifestMaker = Callable[[dict[str, PackedLinear]], Manifest]
 
 
@@ -20,15 +21,31 @@ ManifestMaker = Callable[[dict[str, PackedLinear]], Manifest]
 def make_layer() -> LayerMaker:
     """``make_layer(name, bits of each row, columns)``: codes, scales and zeros by formula."""
 
-    def make(name: str, row_bits: tuple[int, ...], columns: int) -> PackedLinear:
+    def make(
+        name: str,
+        row_bits: tuple[int, ...],
+        columns: int,
+        groups: int | None = None,
+        activation_bits: int = 16,
+        input_columns: torch.Tensor | None = None,
+    ) -> PackedLinear:
         bits = torch.tensor(row_bits, dtype=torch.int32)
         row = torch.arange(len(row_bits))
-        raw = 7 * row[:, None] + 3 * torch.arange(columns)
+        kept = columns if input_columns is None else len(input_columns)
+        raw = 7 * row[:, None] + 3 * torch.arange(kept)
         codes = torch.remainder(raw, 2 ** bits.clamp(max=8)[:, None]).to(torch.uint8)
-        scale = (2.0 ** -(row % 4 + 1)).bfloat16()
-        zero = (row % 3 + 0.5).bfloat16()
-        weight = ((raw % 31 - 15) / 8).bfloat16()
-        return PackedLinear.assemble(name, columns, bits, codes, scale, zero, weight)
+        cell = row if groups is None else row[:, None] + torch.arange(groups)
+        return PackedLinear.assemble(
+            name,
+            columns,
+            bits,
+            codes,
+            (2.0 ** -(cell % 4 + 1)).bfloat16(),
+            (cell % 3 + 0.5).bfloat16(),
+            ((raw % 31 - 15) / 8).bfloat16(),
+            activation_bits=activation_bits,
+            input_columns=input_columns,
+        )
 
     return make
 
@@ -55,10 +72,12 @@ def make_manifest() -> ManifestMaker:
 
 @pytest.fixture(scope="session")
 def layers(make_layer: LayerMaker) -> dict[str, PackedLinear]:
-    """A layer of all widths with a K tail, and one of 0-bit rows only."""
+    """A layer of all widths with a K tail, one of 0-bit rows only, and one of all that is rare."""
     mixed = make_layer("tower.mixed", MIXED_BITS, 130)
     pruned = make_layer("tower.pruned", (0, 0, 0), 7)
-    return {layer.name: layer for layer in (mixed, pruned)}
+    kept = torch.arange(0, 400, 2)
+    grouped = make_layer("tower.grouped", (3, 16, 4, 0, 3), 400, 2, 8, kept)
+    return {layer.name: layer for layer in (mixed, pruned, grouped)}
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from qvla_ros.errors import CheckpointError
 
 ZEROS = "0" * 64
 LAYER = "tower.mixed"
+GROUPED = "tower.grouped"
 
 
 class Forgery:
@@ -42,8 +43,8 @@ class Forgery:
         begin = self.header[name]["data_offsets"][0] + offset
         self.data[begin : begin + len(value)] = value
 
-    def layer(self) -> dict[str, Any]:
-        return self.manifest["layers"][0]
+    def layer(self, index: int = 0) -> dict[str, Any]:
+        return self.manifest["layers"][index]
 
 
 def framed(text: bytes) -> bytes:
@@ -73,8 +74,8 @@ def shift(name: str, begin: int, end: int) -> object:
     return edited(change)
 
 
-def values(name: str, value: bytes, offset: int = 0) -> object:
-    return edited(lambda f: f.set_bytes(f"{LAYER}.{name}", offset, value))
+def values(name: str, value: bytes, offset: int = 0, layer: str = LAYER) -> object:
+    return edited(lambda f: f.set_bytes(f"{layer}.{name}", offset, value))
 
 
 def manifest(**fields: object) -> object:
@@ -85,8 +86,12 @@ def metadata(value: object) -> object:
     return edited(lambda f: setattr(f, "metadata", value))
 
 
-def segment(index: int, **fields: object) -> object:
-    return edited(lambda f: f.layer()["segments"][index].update(fields))
+def segment(index: int, layer: int = 0, **fields: object) -> object:
+    return edited(lambda f: f.layer(layer)["segments"][index].update(fields))
+
+
+def layer(index: int = 0, **fields: object) -> object:
+    return edited(lambda f: f.layer(index).update(fields))
 
 
 def int32(value: int) -> bytes:
@@ -141,16 +146,28 @@ CORRUPTIONS = [
     ("a manifest that is not text", metadata({"qvla": {}}), "manifest_missing", "no manifest"),
     ("a manifest that is not JSON", metadata({"qvla": "{]"}), "manifest_json", "the manifest"),
     ("NaN in the manifest", metadata({"qvla": '{"a": NaN}'}), "manifest_json", "NaN"),
-    ("a newer schema", manifest(schema_version=2), "schema_version", "update qvla_ros"),
-    ("a schema version of text", manifest(schema_version="1"), "manifest_field", "schema_version"),
+    ("a newer schema", manifest(schema_version=3), "schema_version", "update qvla_ros"),
+    ("an older schema", manifest(schema_version=1), "schema_version", "quantize the model again"),
+    ("a schema version of text", manifest(schema_version="2"), "manifest_field", "schema_version"),
     ("a missing field", edited(lambda f: f.manifest.pop("family")), "manifest_field", "'family'"),
     ("an unknown field", manifest(color="red"), "manifest_field", "unknown field 'color'"),
     ("a field of a wrong type", manifest(model_id=3), "manifest_field", "model_id must be a"),
     ("a quality of text", manifest(quality={"e": "low"}), "manifest_field", "quality.e"),
     ("a fingerprint that is none", manifest(source_fingerprint="x"), "manifest_field", "64"),
-    ("column groups of today's schema", segment(1, group_columns=64), "manifest_field", "null"),
+    ("column groups of a half", segment(1, group_columns=0.5), "manifest_field", "an integer"),
+    ("column groups of another size", segment(1, group_columns=64), "layer_spec", "is 64"),
+    ("column groups of 16-bit rows", segment(0, group_columns=128), "layer_spec", "16 bits may"),
+    ("column groups in one segment only", segment(1, 2, group_columns=None),
+     "layer_spec", "whole rows and of groups"),
     ("an unknown codebook", segment(1, codebook="e2m1"), "layer_spec", "'e2m1'"),
-    ("a width of 3 bits", segment(2, bits=3), "layer_spec", "bits is 3"),
+    ("a width of 5 bits", segment(2, bits=5), "layer_spec", "bits is 5"),
+    ("activations of 4 bits", layer(activation_bits=4), "layer_spec", "activations of 4 bits"),
+    ("activation bits of text", layer(activation_bits="8"), "manifest_field", "activation_bits"),
+    ("more stored columns than there are", layer(stored_columns=131),
+     "layer_spec", "stores 131 columns of 130"),
+    ("no stored column", layer(stored_columns=0), "layer_spec", "stores 0 columns"),
+    ("a layer that is named as a parameter", layer(name="float.x"), "layer_spec", "'float.x'"),
+    ("a layer without a name", layer(name=""), "layer_spec", "has a name"),
     ("an empty segment", segment(1, rows=0), "layer_spec", "at least one row"),
     ("more rows than the layer has", segment(1, rows=99), "layer_spec", "of only 10"),
     ("unsorted segments", edited(lambda f: f.layer()["segments"].reverse()),
@@ -164,6 +181,13 @@ CORRUPTIONS = [
      "tensor_missing", f"'{LAYER}.segment4.scale' is missing"),
     ("a tensor of no layer", edited(lambda f: rename(f, "float.count", "tower.extra")),
      "tensor_unexpected", "'tower.extra' belongs to no layer"),
+    ("no input columns", edited(lambda f: rename(f, f"{GROUPED}.input_columns", "float.i")),
+     "tensor_missing", f"'{GROUPED}.input_columns' is missing"),
+    ("input columns of a complete layer",
+     edited(lambda f: rename(f, "float.count", f"{LAYER}.input_columns")),
+     "tensor_unexpected", f"'{LAYER}.input_columns' belongs to no layer"),
+    ("a scale of rows for groups", entry("shape", [4], f"{GROUPED}.segment3.scale"),
+     "tensor_shape", "[2, 2], not [4]"),
     ("codes of a wrong dtype", entry("dtype", "I8"), "tensor_dtype", "torch.uint8"),
     ("codes of a wrong width", entry("shape", [4, 64]), "tensor_shape", "[2, 128], not [4, 64]"),
     ("a flat weight", entry("shape", [260], f"{LAYER}.segment16.weight"),
@@ -178,6 +202,16 @@ CORRUPTIONS = [
     ("a scale of NaN", values("segment8.scale", BF16_NAN), "scale", "is nan"),
     ("an infinite zero", values("segment4.zero", BF16_INF), "zero", "segment4.zero[0] is inf"),
     ("a weight of NaN", values("segment16.weight", BF16_NAN, 6), "weight", "not finite"),
+    ("a scale of 0 in a group", values("segment3.scale", BF16_ZERO, 6, GROUPED),
+     "scale", "segment3.scale[1, 1] is 0.0"),
+    ("a negative input column", values("input_columns", int32(-2), layer=GROUPED),
+     "input_columns", "outside the 400 columns"),
+    ("an input column of another layer", values("input_columns", int32(400), 4 * 199, GROUPED),
+     "input_columns", "outside the 400 columns"),
+    ("an input column that stands twice", values("input_columns", int32(2), layer=GROUPED),
+     "input_columns", "does not ascend"),
+    ("high bits in the padding", values("segment3.codes", b"\x10", 48 + 32 + 8, GROUPED),
+     "padding", "column 200"),
     ("codes in the padding", values("segment4.codes", b"\1", 64 + 2), "padding", "column 130"),
 ]  # fmt: skip
 

@@ -11,8 +11,9 @@ from safetensors import safe_open
 
 import qvla_ros.checkpoint.reader as reader
 from qvla_ros.checkpoint.faults import CheckpointFault
+from qvla_ros.checkpoint.layer_spec import LayerSpec
 from qvla_ros.checkpoint.layout import layer_to_tensors
-from qvla_ros.checkpoint.manifest import UNSEALED, LayerSpec
+from qvla_ros.checkpoint.manifest import UNSEALED
 from qvla_ros.checkpoint.reader import read_checkpoint, read_manifest
 from qvla_ros.checkpoint.writer import write_checkpoint
 from qvla_ros.errors import CheckpointError
@@ -33,7 +34,9 @@ def test_a_checkpoint_is_read_as_it_was_written(
     checkpoint = read_checkpoint(checkpoint_path)
     assert list(checkpoint.layers) == list(layers)
     for name, layer in layers.items():
-        assert_same_tensors(layer_to_tensors(checkpoint.layers[name]), layer_to_tensors(layer))
+        found = checkpoint.layers[name]
+        assert_same_tensors(layer_to_tensors(found), layer_to_tensors(layer))
+        assert found.activation_bits == layer.activation_bits
     assert_same_tensors(checkpoint.tensors, tensors)
     written = make_manifest(layers)
     specs = tuple(LayerSpec.of(layer) for layer in layers.values())
@@ -162,7 +165,7 @@ def test_a_plan_that_does_not_fit_the_layers_is_refused(tmp_path, layers, make_m
 
 
 def test_other_layers_in_the_manifest_are_refused(tmp_path, layers, make_manifest) -> None:
-    manifest = replace(make_manifest(layers), layers=(LayerSpec("other", 1, 1, ()),))
+    manifest = replace(make_manifest(layers), layers=(LayerSpec("other", 1, 1, 1, ()),))
     with pytest.raises(ValueError, match="not the layers"):
         write_checkpoint(tmp_path / "x", manifest, layers, {})
 

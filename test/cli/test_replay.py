@@ -10,8 +10,11 @@ import pytest
 
 from qvla_ros.action_chunk import ActionChunk
 from qvla_ros.cli import replay as verb
-from qvla_ros.errors import ConfigurationError
-from qvla_ros.evaluate.episode import Episode, EpisodeTopics, write_episode
+from qvla_ros.errors import CalibrationError, ConfigurationError
+from qvla_ros.evaluate.bag_layout import BagLayout
+from qvla_ros.evaluate.bag_writer import write_episode
+from qvla_ros.evaluate.episode import Episode
+from qvla_ros.models.robot_constants import RobotConstants
 from qvla_ros.observation import Observation
 from qvla_ros.policy.inference import Inference
 
@@ -19,8 +22,21 @@ PERIOD = 50_000_000
 STEPS = 12
 
 
+ROBOT = RobotConstants(
+    name="arm",
+    horizon=4,
+    action_names=("dx", "gripper"),
+    state_names=("x", "y"),
+    image_names=("primary",),
+    normalization="q99",
+    period_ns=PERIOD,
+)
+
+
 class Scale:
-    settings = SimpleNamespace(unnorm_key="somewhere", robot=SimpleNamespace(name="arm"))
+    settings = SimpleNamespace(
+        unnorm_key="somewhere", robot=ROBOT, action_low=[-1, 0], action_high=[1, 1]
+    )
 
     def normalized_actions(self, actions):
         return actions
@@ -59,9 +75,10 @@ def bag(tmp_path):
         for step in range(STEPS)
     ]
     actions = np.full((STEPS, 2), 0.5, np.float32)
-    episode = Episode(observations, actions, PERIOD, {}, ("x", "y"), ("dx", "gripper"))
-    topics = EpisodeTopics(images={"primary": "/camera/primary/image_raw/compressed"})
-    write_episode(tmp_path / "bag", episode, topics)
+    write_episode(
+        tmp_path / "bag", Episode.in_step(observations, actions), BagLayout.of_robot(ROBOT)
+    )
+    write_episode(tmp_path / "silent", Episode.in_step(observations), BagLayout.of_robot(ROBOT))
     return tmp_path / "bag"
 
 
@@ -85,7 +102,8 @@ def parse(*words: object) -> argparse.Namespace:
 
 
 def arguments(bag, *more: object) -> argparse.Namespace:
-    return parse(bag, "--checkpoint", "c", "--latency-ms", 0, *more)
+    words = ("--checkpoint", "c", "--latency-ms", 0, "--request-period-ms", 50)
+    return parse(bag, *words, *more)
 
 
 def test_it_prints_a_table_with_the_error_against_the_recording(bag, load, capsys):
@@ -118,13 +136,66 @@ def test_with_a_reference_the_limit_is_on_the_difference_from_it(bag, load):
 def test_a_policy_that_answers_nothing_usable_is_not_within_any_limit(bag, load, capsys):
     load(float("nan"))
     assert verb.run(arguments(bag, "--max-error", 1000)) == 1
-    assert "12 observations got no usable answer" in capsys.readouterr().err
+    errors = capsys.readouterr().err
+    assert "5 observations got no usable answer" in errors
+    assert "stopped for good: 5 inferences failed in a row, the last one: the chunk" in errors
 
 
 def test_a_limit_without_anything_to_compare_with_is_refused(bag, load):
     load(0.75)
     with pytest.raises(ConfigurationError, match="--reference, or bags with actions"):
-        verb.run(arguments(bag, "--without-actions", "--max-error", 1))
+        verb.run(arguments(bag.parent / "silent", "--max-error", 1))
+
+
+def test_actions_that_are_asked_for_by_topic_must_be_there(bag, load):
+    load(0.75)
+    with pytest.raises(CalibrationError, match="no topic /robot/action"):
+        verb.run(arguments(bag.parent / "silent", "--action-topic", "/robot/action"))
+
+
+def test_a_bag_without_actions_is_compared_with_the_reference_alone(bag, load, capsys):
+    load(0.75, reference=0.5)
+    assert verb.run(arguments(bag.parent / "silent", "--reference", "folder", "--json")) == 0
+    summary = json.loads(capsys.readouterr().out)["summary"]
+    assert summary["recorded_error"] is None
+    assert summary["reference_error"]["mean_l1"] == pytest.approx(0.25)
+
+
+def test_without_a_period_the_policy_is_asked_every_half_horizon_as_on_the_robot(
+    bag, load, capsys
+):
+    load(0.75)
+    verb.run(parse(bag, "--checkpoint", "c", "--latency-ms", 0, "--json"))
+    assert json.loads(capsys.readouterr().out)["summary"]["inferences"] == STEPS / 2
+
+
+@pytest.mark.parametrize(
+    ("words", "culprit"),
+    [
+        (("--max-seam-jump", "-1"), "--max-seam-jump"),
+        (("--max-latency-ms", "0"), "--max-latency-ms 0 is exceeded"),
+        (("--max-deadline-misses", "0", "--ttl-ms", "20"), "--max-deadline-misses 0"),
+        (
+            ("--max-dropped", "0", "--max-observation-age-ms", "0.001", "--latency-ms", "60"),
+            "--max-dropped 0",
+        ),
+    ],
+)
+def test_every_threshold_decides_the_exit_code(bag, load, capsys, words, culprit):
+    load(0.75)
+    assert verb.run(arguments(bag, *words)) == 1
+    assert culprit in capsys.readouterr().err
+
+
+def test_a_chunk_beyond_the_limits_is_told_and_may_fail_the_run(bag, load, tmp_path, capsys):
+    load(0.75)
+    text = "{{lower: 0, upper: {}, max_step: 1}}"
+    for upper, code in ((1, 0), (0.7, 1)):  # 0.75 is said
+        entry = text.format(upper)
+        path = tmp_path / "limits.yaml"
+        path.write_text(f"limits: {{dx: {entry}, gripper: {entry}}}")
+        assert verb.run(arguments(bag, "--limits", path, "--max-trips", 0, "--json")) == code
+    assert '"dx.upper": 5' in capsys.readouterr().out
 
 
 def test_json_goes_to_standard_output_alone(bag, load, capsys):
@@ -142,7 +213,7 @@ def test_the_page_tells_the_settings(bag, load, tmp_path):
     out = tmp_path / "page.html"
     verb.run(arguments(bag, "--html", out, "--reference", "folder"))
     text = out.read_text(encoding="utf-8")
-    assert text.count("<svg") == 5
+    assert text.count("<svg") == 7
     assert "simulated latency" in text
     assert "0 ms" in text
 
@@ -155,6 +226,7 @@ def test_the_page_tells_the_settings(bag, load, tmp_path):
         ("--warmup", "-1"),
         ("--threads", 0),
         ("--max-observation-age-ms", 0),
+        ("--blend-ms", 0, "--strategy", "blend"),
     ],
 )
 def test_times_that_make_no_sense_are_refused_by_name(bag, load, words):
@@ -164,7 +236,26 @@ def test_times_that_make_no_sense_are_refused_by_name(bag, load, words):
 
 
 @pytest.mark.parametrize("word", ["primary", "side=/topic"])
-def test_a_topic_for_no_camera_of_the_policy_is_refused(bag, load, word):
+def test_a_topic_for_no_camera_of_the_robot_is_refused(bag, load, word):
     load(0.75)
     with pytest.raises(ConfigurationError, match="NAME=TOPIC with one of the cameras primary"):
-        verb.run(arguments(bag, "--image-topic", word))
+        verb.run(arguments(bag, "--camera", word))
+
+
+@pytest.mark.parametrize("strategy", ["blend", "ensemble"])
+def test_overlapping_chunks_may_be_averaged_as_on_the_robot(bag, load, capsys, strategy):
+    load(0.75)
+    assert verb.run(arguments(bag, "--strategy", strategy, "--json")) == 0
+    assert json.loads(capsys.readouterr().out)["summary"]["seam_maximum"] == pytest.approx(0)
+
+
+def test_names_that_the_model_does_not_count_are_refused(bag, load):
+    load(0.75)
+    with pytest.raises(ConfigurationError, match=r"--state-names has 1 names, .* 2 \(x, y\)"):
+        verb.run(arguments(bag, "--state-names", "x"))
+
+
+def test_names_of_another_robot_are_picked_in_the_order_of_the_model(bag, load, capsys):
+    load(0.75)
+    words = ("--state-names", "y,x", "--action-names", "gripper,dx", "--instruction", "go home")
+    assert verb.run(arguments(bag, *words)) == 0

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
+from qvla_ros.evaluate.bag_layout import BagLayout
 from qvla_ros.evaluate.episode import read_episode
 from qvla_ros.evaluate.rollout_record import read_records
 from qvla_ros.models.openvla_oft import OpenVlaOftConfig
@@ -19,6 +20,7 @@ from qvla_ros.models.robot_constants import ROBOT_CONSTANTS
 DEMO = Path(__file__).parents[2] / "demo"
 MODEL = DEMO / "model"
 ROBOT = ROBOT_CONSTANTS["libero"]
+LAYOUT = BagLayout.of_robot(ROBOT)
 BAGS = sorted(path.name for path in (DEMO / "bags").iterdir() if path.is_dir())
 
 
@@ -49,21 +51,25 @@ def test_there_are_bags_to_calibrate_with_and_bags_held_out():
 
 @pytest.mark.parametrize("name", BAGS)
 def test_a_demo_bag_is_an_episode_that_the_model_understands(name):
-    episode = read_episode(DEMO / "bags" / name)
+    episode = read_episode(DEMO / "bags" / name, LAYOUT)
     small = open_small_files(MODEL)
     processing = Processing(processing_settings(small, None, ROBOT), small.tokenizer_json)
     assert len(episode.observations) > 40
-    assert episode.period_ns == ROBOT.period_ns
-    assert episode.state_names == ROBOT.state_names
+    assert not episode.drops
+    assert set(np.diff(episode.ready_ns)) == {ROBOT.period_ns}
+    assert episode.actions is not None
+    np.testing.assert_array_equal(episode.actions.stamps_ns, episode.ready_ns)
     inputs = processing.prepare(episode.observations[0])
     assert inputs.pixels.shape == (1, 12, 112, 112)
-    actions = processing.normalized_actions(episode.actions)
+    actions = processing.normalized_actions(episode.actions.values)
     assert np.abs(actions[:, :6]).mean() < 1
-    assert set(np.unique(episode.actions[:, 6])) <= {0.0, 1.0}
+    assert set(np.unique(episode.actions.values[:, 6])) <= {0.0, 1.0}
 
 
 def test_the_bags_know_more_than_one_task():
-    instructions = {read_episode(DEMO / "bags" / n).observations[0].instruction for n in BAGS}
+    instructions = {
+        read_episode(DEMO / "bags" / n, LAYOUT).observations[0].instruction for n in BAGS
+    }
     assert len(instructions) == 2
 
 

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ def pairs(difference: np.ndarray) -> ChunkPairs:
 
 
 def test_equal_actions_have_no_error():
-    error = action_error(pairs(np.zeros((3, 8, 7))), np.ones(8), Grippers((6,)))
+    error = action_error(pairs(np.zeros((3, 8, 7))), np.ones(8), Grippers((6,), (0.5,)))
     assert (error.mean_l1, error.rms, error.executed_l1, error.gripper_flips) == (0, 0, 0, 0)
     assert (error.steps, error.gripper_values) == (24, 24)
 
@@ -48,12 +50,36 @@ def test_steps_that_are_not_valid_do_not_count_even_if_they_are_not_numbers():
 def test_a_gripper_on_the_other_side_of_the_middle_is_a_flip_and_a_near_miss_is_none():
     predicted = np.array([[[0.0, 0.45], [0.0, 0.55], [0.0, 0.9]]])
     target = np.array([[[0.9, 0.55], [0.9, 0.95], [0.9, 0.1]]])
-    error = action_error(ChunkPairs.whole(predicted, target), None, Grippers((1,)))
+    error = action_error(ChunkPairs.whole(predicted, target), None, Grippers((1,), (0.5,)))
     assert (error.gripper_flips, error.gripper_values) == (2, 3)
 
 
-def test_the_grippers_are_found_by_their_names():
-    assert Grippers.by_name(["dx", "left_gripper", "dy", "right_gripper"]).dimensions == (1, 3)
+class Scale:
+    """Maps the range of the masked dimensions to -1..1 and leaves the others alone."""
+
+    def __init__(self, names: tuple[str, ...], low: list, high: list, mask: list) -> None:
+        robot = SimpleNamespace(action_names=names)
+        self.settings = SimpleNamespace(robot=robot, action_low=low, action_high=high)
+        self._mask = mask
+
+    def normalized_actions(self, actions: np.ndarray) -> np.ndarray:
+        low, high = np.array(self.settings.action_low), np.array(self.settings.action_high)
+        return np.where(self._mask, 2 * (actions - low) / (high - low) - 1, actions)
+
+
+def test_the_grippers_are_found_by_their_names_and_part_in_the_middle_of_their_range():
+    names = ("dx", "left_gripper", "dy", "right_gripper")
+    scale = Scale(names, [0, 0.2, 0, 0.0], [4, 1.0, 4, 1.0], [True, True, True, False])
+    grippers = Grippers.of(scale)
+    assert grippers.dimensions == (1, 3)
+    assert grippers.middles == pytest.approx((0.0, 0.5))
+
+
+def test_a_gripper_normalised_to_minus_one_to_one_flips_at_zero():
+    # ALOHA: with a middle of 0.5 a closing hand at 0.3 would have counted as closed already.
+    predicted, target = np.array([[[0.3], [-0.2]]]), np.array([[[0.9], [0.1]]])
+    error = action_error(ChunkPairs.whole(predicted, target), None, Grippers((0,), (0.0,)))
+    assert (error.gripper_flips, error.gripper_values) == (1, 2)
 
 
 def test_joined_pairs_weigh_every_step_alike():

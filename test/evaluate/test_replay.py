@@ -1,18 +1,22 @@
 """Synthetic episodes through THE scheduler; the policy of these tests knows the truth."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from qvla_ros.action_chunk import ActionChunk
 from qvla_ros.errors import CalibrationError
-from qvla_ros.evaluate.episode import Episode
+from qvla_ros.evaluate.episode import Episode, Observations, RecordedActions
 from qvla_ros.evaluate.replay import ReplaySettings, replay
 from qvla_ros.evaluate.replay_result import summarize
 from qvla_ros.observation import Observation
-from qvla_ros.policy.chunk_scheduler import SchedulerSettings
+from qvla_ros.policy.action_limits import ActionLimits
 from qvla_ros.policy.inference import Inference
+from qvla_ros.policy.schedule import SchedulerSettings
 
 MS = 1_000_000
 PERIOD = 50 * MS
@@ -29,6 +33,10 @@ def true_actions(first: int, count: int) -> np.ndarray:
 
 class HalfScale:
     """Robot units of the first two dimensions reach from -2 to 2."""
+
+    settings = SimpleNamespace(
+        robot=SimpleNamespace(action_names=NAMES), action_low=[-2, -2, 0], action_high=[2, 2, 1]
+    )
 
     def normalized_actions(self, actions: np.ndarray) -> np.ndarray:
         return (actions * np.array([0.5, 0.5, 1.0])).astype(np.float32)
@@ -85,7 +93,9 @@ def episode(steps: int = 40, actions: bool = True, new_task_at: int | None = Non
         for step in range(steps)
     ]
     recorded = true_actions(0, steps) if actions else None
-    return Episode(observations, recorded, PERIOD, {"name": "synthetic"})
+    whole = Episode.in_step(observations, recorded, {"name": "synthetic"})
+    revoked = () if new_task_at is None else (START + new_task_at * PERIOD,)
+    return replace(whole, revoked_ns=revoked)
 
 
 def settings(latency_ms: float | None = 120, ttl_ms: int = 400, age_ms: int = 200):
@@ -133,8 +143,9 @@ def test_a_constant_bias_is_found_in_normalised_units_and_by_dimension():
     assert error is not None
     np.testing.assert_allclose(error.l1_by_dimension, [0.1, 0.1, 0.0], atol=1e-6)
     assert error.executed_l1 == pytest.approx(0.2 / 3, abs=1e-6)
-    assert all(value == pytest.approx(0.2 / 3, abs=1e-6) for _, value in result.traces.drift())
-    assert len(result.traces.drift()) == 2
+    drift = result.traces.drift(result.traces.recorded)
+    assert all(value == pytest.approx(0.2 / 3, abs=1e-6) for _, value in drift)
+    assert [time for time, _ in drift] == [0.0, 1.0]
 
 
 def test_what_lies_behind_the_end_of_the_recording_is_not_compared():
@@ -152,6 +163,8 @@ def test_the_reference_answers_the_same_observations_and_its_difference_is_told(
     assert result.traces.reference is not None
     held = np.isnan(result.traces.executed)
     np.testing.assert_array_equal(np.isnan(result.traces.reference), held)
+    for _, value in result.traces.drift(result.traces.reference):
+        assert value == pytest.approx(0.2 / 3, abs=1e-6)
 
 
 def test_a_short_time_to_live_leaves_holds_and_deadline_misses():
@@ -210,7 +223,7 @@ def test_the_measured_latency_is_reported_and_may_drive_the_clock():
 
 def test_the_warm_up_is_in_no_figure():
     policy = Oracle()
-    warm = ReplaySettings(SchedulerSettings(400 * MS, 200 * MS), 0, warmup_count=3)
+    warm = replace(settings(0), warmup_count=3)
     result = replay(policy, episode(steps=5), warm)
     assert policy.seen == [0, 0, 0, 0, 1, 2, 3, 4]
     assert result.inferences == 5
@@ -219,7 +232,7 @@ def test_the_warm_up_is_in_no_figure():
 def test_a_bag_without_actions_is_replayed_without_an_error():
     result = replay(Oracle(), episode(actions=False), settings())
     assert result.recorded_error is None
-    assert result.traces.drift() == ()
+    assert result.traces.drift(result.traces.recorded) == ()
     assert result.chunks > 0
 
 
@@ -227,12 +240,100 @@ def test_a_gap_in_the_recording_moves_no_action_to_another_step():
     whole = episode(steps=20)
     kept = [step for step in range(20) if step not in (6, 7, 8)]
     assert whole.actions is not None
-    gappy = Episode(
-        [whole.observations[step] for step in kept], whole.actions[kept], PERIOD, {"name": "gap"}
-    )
+    observations = [whole.observations[step] for step in kept]
+    gappy = Episode.in_step(observations, whole.actions.values[kept])
     result = replay(Oracle(), gappy, settings(0))
     assert result.recorded_error is not None
     assert result.recorded_error.mean_l1 == pytest.approx(0, abs=1e-7)
+
+
+def test_recorded_actions_may_come_at_their_own_rate_and_instants():
+    at_30_hz = START + np.arange(60, dtype=np.int64) * 33 * MS + 7 * MS
+    steps = ((at_30_hz - START) / PERIOD)[:, None]
+    values = np.concatenate([steps / 100, -steps / 100, np.ones_like(steps)], axis=1)
+    recorded = RecordedActions(at_30_hz, values.astype(np.float32))
+    result = replay(Oracle(), replace(episode(), actions=recorded), settings(0))
+    assert result.recorded_error is not None
+    assert 0 < result.recorded_error.mean_l1 < 0.01 * 0.5
+
+
+def test_the_pace_of_the_node_decides_which_images_are_asked_about():
+    policy = Oracle()
+    paced = replace(settings(0), request_interval_ns=int(187.5 * MS))
+    result = replay(policy, episode(steps=20), paced)
+    assert policy.seen == [0, 4, 8, 12, 16]
+    assert result.executed_steps == (5, 5, 5, 5, 0, 0, 0, 0)
+    assert result.drops == {}
+
+
+def test_another_instruction_asks_at_once():
+    policy = Oracle()
+    paced = replace(settings(0), request_interval_ns=int(187.5 * MS))
+    replay(policy, episode(steps=12, new_task_at=6), paced)
+    assert policy.seen == [0, 4, 6, 10]
+
+
+def test_what_cannot_be_decoded_is_counted_and_the_next_one_is_used():
+    whole = episode(steps=10)
+
+    def broken() -> Observation:
+        raise CalibrationError("no image")
+
+    makers = [lambda step=step: whole.observations[step] for step in range(10)]
+    makers[0] = makers[5] = broken
+    policy = Oracle()
+    paced = replace(settings(0), request_interval_ns=int(187.5 * MS))
+    result = replay(policy, replace(whole, observations=Observations(makers)), paced)
+    assert policy.seen == [1, 6]
+    assert result.drops == {"bad_message": 2}
+    unusable = replace(whole, observations=Observations([broken] * 10))
+    with pytest.raises(CalibrationError, match="no image"):
+        replay(policy, unusable, paced)
+
+
+def test_what_the_bag_lost_is_among_the_drops():
+    lossy = replace(episode(10), drops={"out_of_step_camera_wrist": 3})
+    assert replay(Oracle(), lossy, settings(0)).drops == {"out_of_step_camera_wrist": 3}
+
+
+def test_an_observation_that_was_ready_too_late_is_stale():
+    whole = episode(steps=10)
+    late = replace(whole, ready_ns=whole.ready_ns + 201 * MS)
+    result = replay(Oracle(), late, settings(0, age_ms=200))
+    assert result.drops == {"stale_observation": 10}
+    assert result.holds == {"no_chunk": 10}
+
+
+def limited(upper: Sequence[float]) -> ReplaySettings:
+    limits = ActionLimits(
+        NAMES, np.full(3, -9, np.float32), np.array(upper, np.float32), np.full(3, 9, np.float32)
+    )
+    given = settings(0)
+    scheduler = replace(given.scheduler, limits=limits)
+    return replace(given, scheduler=scheduler, failure_limit=1000)
+
+
+def test_limits_refuse_chunks_as_on_the_robot_and_each_limit_is_counted():
+    clean = replay(Oracle(), episode(), limited([9, 9, 9]))
+    assert (clean.trips, clean.drops) == ({}, {})
+    # The chunk of step 13 reaches 0.20 with its last action.
+    result = replay(Oracle(), episode(), limited([0.195, 9, 9]))
+    assert result.trips == {"dx.upper": 27}
+    assert result.drops == {"out_of_limits": 27}
+    assert result.holds["exhausted"] > 0
+    assert summarize([result, result]).trips == {"dx.upper": 54}
+
+
+@pytest.mark.parametrize("poison", [False, True])
+def test_failures_in_a_row_stop_the_robot_for_good_as_the_node_does(poison):
+    policy = Failing({3, 4, 10, 11, 12}, poison)
+    limited = replace(settings(0), failure_limit=3)
+    result = replay(policy, episode(), limited)
+    assert policy.seen == list(range(13))
+    assert result.fault is not None
+    assert result.fault.startswith("3 inferences failed in a row")
+    assert result.holds == {"faulted": 28}
+    assert summarize([result]).faults == {"synthetic": result.fault}
 
 
 def test_progress_counts_over_both_policies():
@@ -244,14 +345,14 @@ def test_progress_counts_over_both_policies():
 
 
 def test_actions_of_another_size_are_refused_by_name():
-    wrong = Episode(episode(4).observations, np.zeros((4, 2), np.float32), PERIOD, {})
+    wrong = Episode.in_step(episode(4).observations, np.zeros((4, 2), np.float32))
     with pytest.raises(CalibrationError, match=r"2 dimensions.*3.*dx, dy, gripper"):
         replay(Oracle(), wrong, settings())
 
 
 def test_an_empty_episode_is_refused():
     with pytest.raises(CalibrationError, match="no observation"):
-        replay(Oracle(), Episode([], None, PERIOD, {}), settings())
+        replay(Oracle(), Episode.in_step([]), settings())
 
 
 def test_a_summary_weighs_every_sample_alike():

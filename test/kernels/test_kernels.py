@@ -6,27 +6,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_cases import FORMS, KERNELS, MIXES, WIDTHS, kernel_here
 from torch.nn import functional as F
 
 from qvla_ros.kernels import cpu
-from qvla_ros.kernels.cpu import linear_cpu_chunked, workspace_bytes
+from qvla_ros.kernels.cpu import linear_cpu_chunked
 from qvla_ros.kernels.operand import LinearOperand
 from qvla_ros.kernels.reference import dequantize, linear_reference, matmul_reference
-from qvla_ros.kernels.selection import kernel_names, select_kernel
-
-WIDTHS = (0, 2, 4, 8, 16)
-MIXES = {
-    "all 0": (0,) * 9,
-    "all 2": (2,) * 9,
-    "all 4": (4,) * 9,
-    "all 8": (8,) * 9,
-    "all 16": (16,) * 9,
-    "one row": (4,),
-    "one row of each": (2, 16, 0, 4, 8),
-    "mixed": (4, 0, 2, 16, 8, 4, 2, 16, 0, 8, 4, 4, 2, 0, 16, 8, 8, 4, 2, 2),
-    "sorted": (16, 16, 8, 4, 4, 2, 0),
-}
-
+from qvla_ros.kernels.workspace import spoil_workspace, workspace_bytes
 
 ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}
 """Error of a product, relative to the product of the magnitudes."""
@@ -37,24 +24,18 @@ def identity_product(kernel, packed, dtype):
     return kernel(torch.eye(packed.columns, dtype=dtype), LinearOperand.prepare(packed)).t()
 
 
-@pytest.fixture(params=["whole layers", "chunks of 3 rows"])
-def chunking(request, monkeypatch):
-    """Small layers fit one chunk; a smaller chunk makes them take the way of large ones."""
-    if request.param != "whole layers":
-        monkeypatch.setattr(cpu, "CHUNK_ROWS", 3)
-        monkeypatch.setattr(cpu, "CHUNK_WEIGHTS", 1)
-
-
 @settings(deadline=None)
 @given(
     row_bits=st.lists(st.sampled_from(WIDTHS), min_size=1, max_size=12).map(tuple),
     columns=st.integers(1, 300),
     seed=st.integers(0, 2**31),
+    groups=st.booleans(),
+    step=st.integers(1, 3),
 )
 def test_packed_dequantization_is_fake_quantization_bit_for_bit(
-    make_example, row_bits, columns, seed
+    make_example, row_bits, columns, seed, groups, step
 ) -> None:
-    example = make_example(row_bits, columns, seed)
+    example = make_example(row_bits, columns, seed, groups, step)
     for dtype in (torch.float32, torch.bfloat16):
         expected = example.fake_quantized.to(dtype)
         assert torch.equal(dequantize(example.packed, dtype), expected)
@@ -62,20 +43,19 @@ def test_packed_dequantization_is_fake_quantization_bit_for_bit(
 
 
 @pytest.mark.usefixtures("chunking")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("batch", [1, 17])
-@pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
-@pytest.mark.parametrize("columns", [5, 300])
+@pytest.mark.parametrize(("batch", "bias"), [(1, True), (4, False), (17, True)])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("mix", MIXES)
-@pytest.mark.parametrize("name", kernel_names())
+@pytest.mark.parametrize(("name", "dtype"), KERNELS)
 def test_a_kernel_gives_what_the_reference_gives(
-    name, mix, columns, bias, batch, dtype, make_example
+    name, mix, form, bias, batch, dtype, make_example
 ) -> None:
-    packed = make_example(MIXES[mix], columns, 1).packed
+    columns, groups, step = FORMS[form]
+    packed = make_example(MIXES[mix], columns, 1, groups, step).packed
     generator = torch.Generator().manual_seed(2)
-    x = torch.randn(batch, columns, generator=generator).to(dtype)
+    x = torch.randn(batch, packed.columns, generator=generator).to(dtype)
     vector = torch.randn(packed.rows, generator=generator).to(dtype) if bias else None
-    kernel = select_kernel(x.device, x.dtype, batch, name).function
+    kernel = kernel_here(name, dtype)
     y = kernel(x, LinearOperand.prepare(packed, vector))
     assert y.dtype == dtype
     expected = matmul_reference(x, packed)
@@ -87,13 +67,15 @@ def test_a_kernel_gives_what_the_reference_gives(
 
 
 @pytest.mark.usefixtures("chunking")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("mix", MIXES)
-def test_the_cpu_kernel_multiplies_by_the_very_weight_of_the_reference(
-    mix, dtype, make_example
+@pytest.mark.parametrize(("name", "dtype"), KERNELS)
+def test_a_kernel_multiplies_by_the_very_weight_of_the_reference(
+    name, mix, form, dtype, make_example
 ) -> None:
-    packed = make_example(MIXES[mix], 300, 3).packed
-    actual = identity_product(linear_cpu_chunked, packed, dtype)
+    columns, groups, step = FORMS[form]
+    packed = make_example(MIXES[mix], columns, 3, groups, step).packed
+    actual = identity_product(kernel_here(name, dtype), packed, dtype)
     assert torch.equal(actual, dequantize(packed, dtype))
 
 
@@ -101,8 +83,7 @@ def test_the_cpu_kernel_multiplies_by_the_very_weight_of_the_reference(
 def test_old_contents_of_the_workspace_do_not_leak_into_a_product(make_example) -> None:
     packed = make_example(MIXES["mixed"], 130, 4).packed
     linear_cpu_chunked(torch.ones(2, 130), LinearOperand.prepare(packed))
-    for name in cpu._workspace._buffers:
-        cpu._workspace._buffers[name].fill_(0xFF)  # NaN in every floating dtype
+    spoil_workspace()
     assert torch.equal(
         identity_product(linear_cpu_chunked, packed, torch.float32), dequantize(packed)
     )

@@ -8,8 +8,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from qvla_ros.errors import ConfigurationError
+from qvla_ros.kernels.operand import LinearOperand
 from qvla_ros.kernels.quantized_linear import QuantizedLinear
-from qvla_ros.kernels.reference import dequantize
+from qvla_ros.kernels.reference import dequantize, linear_reference
 
 BITS = (4, 0, 2, 16, 8, 4, 2, 16, 0, 8)
 
@@ -98,3 +99,17 @@ def test_an_unknown_kernel_is_refused_when_the_layer_is_made(example) -> None:
 
 def test_it_prints_its_shape_and_width(example) -> None:
     assert "130 -> 10, 6.00 bits, kernel=auto" in repr(QuantizedLinear(example.packed))
+
+
+def test_the_activation_bits_and_the_input_columns_survive_a_copy(make_example, bias) -> None:
+    packed = make_example(BITS, 130, 0, groups=True, step=3, activation_bits=8).packed
+    layer = copy.deepcopy(QuantizedLinear(packed, bias))
+    assert layer.packed.activation_bits == 8
+    x = torch.randn(3, 130)
+    expected = linear_reference(x, LinearOperand.prepare(packed, bias))
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_removed_columns_count_in_its_memory(make_example) -> None:
+    packed = make_example(BITS, 130, 0, step=2).packed
+    assert QuantizedLinear(packed).memory_bytes() == packed.nbytes + 2 * 4 * 10

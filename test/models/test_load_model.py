@@ -45,6 +45,14 @@ def edit_shard(folder: Path, change) -> None:
     index.write_text(json.dumps({"weight_map": names}))
 
 
+def edit_statistics(folder: Path, change) -> None:
+    edit_json(folder / "dataset_statistics.json", lambda s: change(s["tiny"]))
+
+
+def add_unnamed_tensor(shard: Path) -> None:
+    save_file({**load_file(shard), "stowaway": torch.zeros(1)}, shard)
+
+
 def test_a_folder_in_the_released_layout_gives_finite_actions(pristine):
     model = load_model(pristine)
     actions = model.network(model.processing.prepare(tiny_observation()))
@@ -173,7 +181,87 @@ FAULTS = {
         lambda f: edit_json(
             f / "dataset_statistics.json", lambda s: s["tiny"]["proprio"].update(q01=[0.0])
         ),
-        "dimensions|proprio",
+        "state_low has 1 entries",
+    ),
+    "a mask of another length": (
+        lambda f: edit_statistics(f, lambda s: s["action"].update(mask=[True])),
+        "action_mask has 1 entries",
+    ),
+    "an upper end of another length": (
+        lambda f: edit_statistics(f, lambda s: s["action"].update(q99=[1.0] * 6)),
+        "action_high has 6 entries",
+    ),
+    "words for numbers": (
+        lambda f: edit_statistics(f, lambda s: s["action"].update(q99=["high"] * 7)),
+        "statistics of 'tiny'.*'high'",
+    ),
+    "a text for numbers": (
+        lambda f: edit_statistics(f, lambda s: s["action"].update(q99="1234567")),
+        "no list of numbers",
+    ),
+    "ends the wrong way round": (
+        lambda f: edit_statistics(f, lambda s: s["action"].update(q01=[9.0] * 7)),
+        "above its upper end",
+    ),
+    "means of one tower": (
+        lambda f: edit_json(f / "preprocessor_config.json", lambda c: c["means"].pop()),
+        "means has 1 entries",
+    ),
+    "means of two channels": (
+        lambda f: edit_json(f / "preprocessor_config.json", lambda c: c["means"][0].pop()),
+        "three each",
+    ),
+    "images of two sizes": (
+        lambda f: edit_json(
+            f / "preprocessor_config.json",
+            lambda c: c.update(input_sizes=[[3, 28, 28], [3, 56, 56]]),
+        ),
+        "must be one size",
+    ),
+    "letterboxed images": (
+        lambda f: edit_json(
+            f / "preprocessor_config.json", lambda c: c.update(image_resize_strategy="letterbox")
+        ),
+        "preprocessor_config.json: image_resize_strategy is 'letterbox'",
+    ),
+    "cropped images": (
+        lambda f: edit_json(
+            f / "config.json", lambda c: c.update(image_resize_strategy="resize-crop")
+        ),
+        "config.json: image_resize_strategy is 'resize-crop'",
+    ),
+    "a tokenizer that is not JSON": (
+        lambda f: (f / "tokenizer.json").write_text("{"),
+        "tokenizer.json cannot be parsed",
+    ),
+    "a tokenizer without a model": (
+        lambda f: (f / "tokenizer.json").write_text("{}"),
+        "tokenizer.json cannot be parsed",
+    ),
+    "an index without a weight map": (
+        lambda f: (f / "model.safetensors.index.json").write_text("{}"),
+        "index.json has no weight_map",
+    ),
+    "an index that points elsewhere": (
+        lambda f: edit_json(
+            f / "model.safetensors.index.json",
+            lambda i: i["weight_map"].update({"projector.fc1.weight": "../other.safetensors"}),
+        ),
+        "must be a file of this folder",
+    ),
+    "a tensor that the index does not name": (
+        lambda f: add_unnamed_tensor(f / "model-00001-of-00002.safetensors"),
+        "holds 'stowaway', which the index does not name",
+    ),
+    "a tower of words": (
+        lambda f: edit_json(f / "config.json", lambda c: c["vision_towers"][0].update(width="x")),
+        r"vision_towers\[0\].width must be int",
+    ),
+    "three towers": (
+        lambda f: edit_json(
+            f / "config.json", lambda c: c["vision_towers"].append(c["vision_towers"][0])
+        ),
+        "list of two",
     ),
 }
 

@@ -1,5 +1,6 @@
 """Pre- and post-processing against references written out in NumPy."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -106,14 +107,35 @@ def test_a_missing_camera_and_a_wrong_state_are_named(processing):
 
 def test_settings_survive_json(processing):
     settings = processing.settings
-    import json
-
     assert ProcessingSettings.from_json(json.loads(json.dumps(settings.to_json()))) == settings
 
 
 def test_settings_with_an_unknown_key_are_refused(processing):
     with pytest.raises(CheckpointError, match="surprise"):
         ProcessingSettings.from_json({**processing.settings.to_json(), "surprise": 1})
+
+
+SPOILT = {
+    "a word for a number": (lambda v: v.update(image_size="28"), "processing.image_size"),
+    "a flag for a number": (lambda v: v.update(image_size=True), "processing.image_size"),
+    "a number for a flag": (lambda v: v.update(center_crop=1), "processing.center_crop"),
+    "a word among numbers": (lambda v: v["action_low"].append("x"), r"action_low\[7\]"),
+    "a range too short": (lambda v: v["action_low"].pop(), "action_low has 6 entries"),
+    "a missing field": (lambda v: v.pop("means"), "lacks the field 'means'"),
+    "no robot": (lambda v: v.update(robot=None), "processing.robot must be an object"),
+    "a robot of another kind": (lambda v: v["robot"].update(normalization="z"), "q99, min_max"),
+    "no horizon": (lambda v: v["robot"].update(horizon=0), "must be positive"),
+    "stds of zero": (lambda v: v.update(stds=[[0, 1, 1]] * 2), "stds positive"),
+}
+
+
+@pytest.mark.parametrize("fault", SPOILT)
+def test_spoilt_settings_are_refused_with_the_field(processing, fault):
+    spoil, message = SPOILT[fault]
+    value = json.loads(json.dumps(processing.settings.to_json()))
+    spoil(value)
+    with pytest.raises(CheckpointError, match=message):
+        ProcessingSettings.from_json(value)
 
 
 def test_processing_can_be_rebuilt_from_its_text(processing):

@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
+from node.served_node import Served
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
 from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import String
+from std_srvs.srv import Trigger
 
-from qvla_ros.msg import ActionChunk
+from qvla_ros.msg import ActionChunk, Heartbeat
 from qvla_ros.node.conversions import ns_to_stamp
 
 
@@ -49,7 +51,9 @@ class Robot(Node):
         self.statuses: list[DiagnosticArray] = []
         self.create_subscription(ActionChunk, "policy/action_chunk", self.messages.append, 10)
         self.create_subscription(JointState, "robot/command", self.commands.append, 10)
+        self.heartbeats: list[Heartbeat] = []
         self.create_subscription(DiagnosticArray, "/diagnostics", self.statuses.append, 10)
+        self.create_subscription(Heartbeat, "policy/heartbeat", self.heartbeats.append, 10)
         self.executor_of_all = SingleThreadedExecutor()
         self.executor_of_all.add_node(self)
 
@@ -63,6 +67,21 @@ class Robot(Node):
 
     def now_ns(self) -> int:
         return self.get_clock().now().nanoseconds
+
+    @property
+    def status_texts(self) -> list[str]:
+        return [status.message for array in self.statuses for status in array.status]
+
+    def tell(self, verb: str) -> Trigger.Response:
+        """Call one of the policy node's services."""
+        client = self.create_client(Trigger, f"policy/{verb}")
+        try:
+            assert self.until(client.service_is_ready)
+            answer = client.call_async(Trigger.Request())
+            assert self.until(answer.done)
+            return answer.result()
+        finally:
+            self.destroy_client(client)
 
     def say(self, text: str) -> None:
         self.instruction.publish(String(data=text))
@@ -97,6 +116,13 @@ class Robot(Node):
                 due = time.monotonic() + 0.05
             self.executor_of_all.spin_once(timeout_sec=0.01)
         return reached()
+
+
+@pytest.fixture
+def served(robot) -> Iterator[Served]:
+    served = Served(robot, reset_cooldown_s=0.2)
+    yield served
+    served.close()
 
 
 @pytest.fixture

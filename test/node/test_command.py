@@ -4,9 +4,10 @@ import numpy as np
 
 from qvla_ros.action_chunk import ActionChunk
 from qvla_ros.node.command import CommandSource
-from qvla_ros.node.conversions import PolicyCard, stamp_to_ns
+from qvla_ros.node.conversions import PolicyCard
 from qvla_ros.node.parameters import NodeParameters
 from qvla_ros.policy.chunk_scheduler import Hold, ScheduledAction
+from qvla_ros.sensor_messages import stamp_to_ns
 
 ACTION = np.array([0.5, -0.25, 1.0], np.float32)
 DUE = ScheduledAction(ACTION, 0, 0, ActionChunk(0, 1, ACTION[None]))

@@ -1,11 +1,9 @@
-"""Messages to arrays and back, and every way in which a message can be bad."""
+"""The messages that the node sends."""
 
 import math
 
-import cv2
 import numpy as np
 import pytest
-from sensor_msgs.msg import CompressedImage, Image, JointState
 
 from qvla_ros.action_chunk import ActionChunk
 from qvla_ros.errors import ConfigurationError
@@ -16,111 +14,10 @@ from qvla_ros.node.conversions import (
     PolicyCard,
     chunk_message,
     hold_message,
-    image_to_rgb,
     ns_to_stamp,
-    stamp_to_ns,
-    state_from_message,
 )
 from qvla_ros.node.parameters import NodeParameters
-
-RGB = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
-ALPHA = np.full((2, 3, 1), 255, np.uint8)
-BGR = RGB[:, :, ::-1]
-PIXELS = {
-    "rgb8": RGB,
-    "bgr8": BGR,
-    "rgba8": np.concatenate([RGB, ALPHA], axis=2),
-    "bgra8": np.concatenate([BGR, ALPHA], axis=2),
-}
-
-
-def raw_image(encoding: str, pixels: np.ndarray, padding: int = 0) -> Image:
-    height, width = pixels.shape[:2]
-    rows = np.ascontiguousarray(pixels).reshape(height, -1)
-    rows = np.pad(rows, ((0, 0), (0, padding)), constant_values=7)
-    return Image(
-        encoding=encoding, height=height, width=width, step=rows.shape[1], data=rows.tobytes()
-    )
-
-
-@pytest.mark.parametrize("encoding", PIXELS)
-@pytest.mark.parametrize("padding", [0, 5])
-def test_a_raw_image_becomes_rgb(encoding: str, padding: int) -> None:
-    image = image_to_rgb(raw_image(encoding, PIXELS[encoding], padding))
-    assert image.dtype == np.uint8
-    assert np.array_equal(image, RGB)
-
-
-def test_a_grey_image_gives_three_equal_channels() -> None:
-    image = image_to_rgb(raw_image("mono8", RGB[:, :, :1], padding=1))
-    assert np.array_equal(image, np.repeat(RGB[:, :, :1], 3, axis=2))
-
-
-def test_an_unknown_encoding_is_named_with_the_known_ones() -> None:
-    with pytest.raises(ConfigurationError, match=r"'16UC1' is not supported.*rgb8"):
-        image_to_rgb(raw_image("16UC1", RGB))
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        ({"step": 8}, "step 8 is too small"),
-        ({"height": 3}, "18 bytes, not step"),
-        ({"height": 0}, "empty"),
-        ({"width": 0}, "empty"),
-    ],
-)
-def test_an_image_that_contradicts_itself_is_refused(change: dict, reason: str) -> None:
-    message = raw_image("rgb8", RGB)
-    for name, value in change.items():
-        setattr(message, name, value)
-    with pytest.raises(ValueError, match=reason):
-        image_to_rgb(message)
-
-
-def test_a_compressed_image_becomes_rgb() -> None:
-    red = np.zeros((16, 16, 3), np.uint8)
-    red[:, :, 0] = 200
-    data = cv2.imencode(".png", red[:, :, ::-1])[1].tobytes()
-    assert np.array_equal(image_to_rgb(CompressedImage(format="png", data=data)), red)
-
-
-def test_the_format_of_image_transport_is_understood() -> None:
-    data = cv2.imencode(".jpg", np.full((16, 16, 3), 90, np.uint8))[1].tobytes()
-    message = CompressedImage(format="rgb8; jpeg compressed bgr8", data=data)
-    assert image_to_rgb(message).shape == (16, 16, 3)
-
-
-@pytest.mark.parametrize("data", [b"", b"no image"])
-def test_bytes_that_are_no_image_are_refused(data: bytes) -> None:
-    with pytest.raises(ValueError, match=r"compressed image|cannot be decoded"):
-        image_to_rgb(CompressedImage(format="jpeg", data=data))
-
-
-def test_a_compressed_depth_image_is_refused_by_its_format() -> None:
-    with pytest.raises(ConfigurationError, match="depth image"):
-        image_to_rgb(CompressedImage(format="16UC1; compressedDepth", data=b"1234"))
-
-
-def test_the_state_is_picked_by_name() -> None:
-    message = JointState(name=["a", "b", "c"], position=[1.0, 2.0, 3.0])
-    state = state_from_message(message, ["c", "a"])
-    assert state.dtype == np.float32
-    assert state.tolist() == [3.0, 1.0]
-
-
-@pytest.mark.parametrize(
-    ("message", "error", "reason"),
-    [
-        (JointState(name=["a"], position=[1.0]), ConfigurationError, "lacks b; it has a"),
-        (JointState(name=["a", "b"], position=[1.0]), ValueError, "2 names but 1 positions"),
-        (JointState(name=["a", "b"], position=[1.0, math.nan]), ValueError, "not finite"),
-        (JointState(name=["a", "b"], position=[1.0, math.inf]), ValueError, "not finite"),
-    ],
-)
-def test_a_bad_state_is_refused(message: JointState, error: type, reason: str) -> None:
-    with pytest.raises(error, match=reason):
-        state_from_message(message, ["a", "b"])
+from qvla_ros.sensor_messages import stamp_to_ns
 
 
 def test_stamps_survive_both_ways() -> None:

@@ -16,12 +16,15 @@ from lifecycle_msgs.srv import GetState
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CompressedImage, JointState
 
-from qvla_ros.node.conversions import ns_to_stamp, stamp_to_ns
+from qvla_ros.node.conversions import ns_to_stamp
+from qvla_ros.sensor_messages import stamp_to_ns
 
 ROOT = Path(__file__).resolve().parents[2]
 POSE_NAMES = ["eef_x", "eef_y", "eef_z", "eef_rx", "eef_ry", "eef_rz"]
 STATE_NAMES = [*POSE_NAMES, "gripper_left", "gripper_right"]
 JPEG = cv2.imencode(".jpg", np.full((64, 64, 3), 120, np.uint8))[1].tobytes()
+
+NO_DAEMON = ("--no-daemon", "--spin-time", "2")
 
 Launch = Callable[..., subprocess.Popen]
 
@@ -101,9 +104,15 @@ def told(robot, text: str) -> bool:
     return any(text in s.message for array in robot.statuses for s in array.status)
 
 
-def end(process: subprocess.Popen) -> int:
-    process.send_signal(signal.SIGINT)
+def end(process: subprocess.Popen, number: signal.Signals = signal.SIGINT) -> int:
+    process.send_signal(number)
     return process.wait(timeout=30)
+
+
+def ros2(*words: str) -> str:
+    """What a command of ROS 2 prints."""
+    done = subprocess.run(["ros2", *words], capture_output=True, text=True, timeout=60, check=True)
+    return done.stdout
 
 
 def output_of(tmp_path: Path) -> str:
@@ -135,8 +144,12 @@ def test_a_launched_node_answers_and_ends_cleanly_with_a_hold(
         ),
         meanwhile=libero.sense,
     )
+    assert "latest_only" in ros2("param", "get", *NO_DAEMON, "/policy", "chunk_strategy")
+    assert "serving: true" in ros2("topic", "echo", *NO_DAEMON, "--once", "/policy/heartbeat")
+    assert "success=True" in ros2("service", "call", "/policy/pause", "std_srvs/srv/Trigger")
+    assert "success=True" in ros2("service", "call", "/policy/resume", "std_srvs/srv/Trigger")
     assert end(process) == 0, output_of(tmp_path)
-    assert robot.until(lambda: robot.holds != [])
+    assert robot.until(lambda: "SIGINT" in robot.holds)
     assert robot.messages[-1].hold_reason == "SIGINT"
     assert "process has finished cleanly" in output_of(tmp_path)
 
@@ -144,7 +157,7 @@ def test_a_launched_node_answers_and_ends_cleanly_with_a_hold(
 def test_a_launched_node_does_not_answer_stale_observations(
     robot, launch: Launch, packed_checkpoint: Path, tmp_path: Path
 ) -> None:
-    launch(checkpoint=packed_checkpoint)
+    process = launch(checkpoint=packed_checkpoint)
     assert wait_until_active(robot), output_of(tmp_path)
     robot.say("pick up the black bowl")
     libero = LiberoRobot(robot)
@@ -154,6 +167,9 @@ def test_a_launched_node_does_not_answer_stale_observations(
     )
     assert robot.messages == []
     assert robot.until(lambda: robot.chunks != [], timeout_s=60, meanwhile=libero.sense)
+    # launch dies of the signal and would leave the node behind: it must not go on by itself.
+    end(process, signal.SIGTERM)
+    assert robot.until(lambda: robot.messages[-1].hold_reason == "SIGTERM")
 
 
 def test_a_corrupt_checkpoint_leaves_a_launched_node_unconfigured_with_the_reason(
@@ -189,5 +205,29 @@ def test_a_signal_ends_the_executable_cleanly_even_when_it_comes_twice(
             process.send_signal(number)
             time.sleep(0.05)
         assert process.wait(timeout=30) == 0
+    finally:
+        process.kill()
+
+
+def test_the_other_launch_files_can_be_read_and_tell_their_arguments() -> None:
+    from launch import LaunchContext
+    from launch.launch_description_sources import AnyLaunchDescriptionSource
+
+    for name, argument in (("adapter", "dry_run"), ("bag", "bag"), ("demo", "repeat")):
+        source = AnyLaunchDescriptionSource(str(ROOT / "launch" / f"{name}.launch.py"))
+        description = source.get_launch_description(LaunchContext())
+        assert argument in {one.name for one in description.get_launch_arguments()}
+
+
+def test_a_launched_adapter_reads_its_section_and_is_dry(robot, tmp_path: Path) -> None:
+    file = ROOT / "launch" / "adapter.launch.py"
+    words = [f"params_file:={ROOT / 'config' / 'jtc_arm.yaml'}", "namespace:=arm"]
+    command = [sys.executable, str(ROOT / "scripts" / "ros2_launch.py"), str(file), *words]
+    with (tmp_path / "output.txt").open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        wanted = "dry run: joint_trajectory on /arm/adapter/dry_run/joint_trajectory"
+        assert robot.until(lambda: wanted in output_of(tmp_path), timeout_s=60)
+        assert end(process) == 0
     finally:
         process.kill()

@@ -7,10 +7,14 @@ import pytest
 import yaml
 
 from qvla_ros.errors import ConfigurationError
-from qvla_ros.node.parameters import NodeParameters, descriptor
+from qvla_ros.node.adapter_parameters import AdapterParameters
+from qvla_ros.node.declaration import descriptor
+from qvla_ros.node.fault_parameters import FaultParameters
+from qvla_ros.node.parameters import NodeParameters
 
 ROOT = Path(__file__).resolve().parents[2]
-FIELDS = {entry.name: entry for entry in dataclasses.fields(NodeParameters)}
+KINDS = {"policy": NodeParameters, "adapter": AdapterParameters, "faults": FaultParameters}
+FIELDS = [entry for kind in KINDS.values() for entry in dataclasses.fields(kind)]
 
 
 def shown(entry: dataclasses.Field) -> str:
@@ -29,33 +33,39 @@ def shown(entry: dataclasses.Field) -> str:
     return f"| `{entry.name}` | `{name}` | {allowed} | {when} | {description} |"
 
 
-def test_the_table_in_the_documentation_is_that_of_the_code() -> None:
-    lines = (ROOT / "docs" / "ros-interface.md").read_text().splitlines()
-    rows = [line for line in lines if line.startswith("| `") and " | `" in line]
-    documented = [line for line in rows if line.split("`")[1] in FIELDS]
-    assert documented == [shown(entry) for entry in FIELDS.values()]
+@pytest.mark.parametrize("name", KINDS)
+def test_the_table_in_the_documentation_is_that_of_the_code(name: str) -> None:
+    text = (ROOT / "docs" / "ros-interface.md").read_text()
+    table = text.split(f"<!-- parameters: {name} -->\n")[1].split("\n\n")[0].splitlines()
+    assert table[2:] == [shown(entry) for entry in dataclasses.fields(KINDS[name])]
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "config").glob("*.yaml")), ids=lambda p: p.name)
+SECTIONS = [
+    (path, name)
+    for path in sorted((ROOT / "config").glob("*.yaml"))
+    for name in yaml.safe_load(path.read_text())
+]
+
+
+@pytest.mark.parametrize(("path", "name"), SECTIONS, ids=lambda part: Path(part).name)
 def test_a_config_file_sets_only_parameters_that_exist_to_values_that_are_allowed(
-    path: Path,
+    path: Path, name: str
 ) -> None:
-    (node,) = yaml.safe_load(path.read_text()).values()
-    values = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in node["ros__parameters"].items()
-    }
-    parameters = NodeParameters(**values)
-    for name, value in values.items():
-        assert type(getattr(parameters, name)) is type(FIELDS[name].default), name
-        assert value == getattr(parameters, name)
+    kind = {"/**/policy": NodeParameters, "/**/adapter": AdapterParameters}[name]
+    section = yaml.safe_load(path.read_text())[name]["ros__parameters"]
+    values = {key: tuple(v) if isinstance(v, list) else v for key, v in section.items()}
+    parameters = kind(**values)
+    defaults = {entry.name: entry.default for entry in dataclasses.fields(kind)}
+    for key, value in values.items():
+        assert type(value) is type(defaults[key]), key
+        assert value == getattr(parameters, key)
 
 
 def test_every_parameter_is_described_and_numbers_have_a_range() -> None:
-    for entry in FIELDS.values():
+    for entry in FIELDS:
         message = descriptor(entry)
         assert message.description.endswith("."), entry.name
-        if entry.name.endswith(("_s", "_count", "_limit")):
+        if entry.name.endswith(("_s", "_count", "_limit", "_hz", "_mb")):
             assert message.floating_point_range or message.integer_range, entry.name
 
 

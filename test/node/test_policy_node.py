@@ -1,59 +1,16 @@
 """The node with a policy that can be foreseen, over real DDS inside of one process."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_policy import FakePolicy
-from rclpy.lifecycle import TransitionCallbackReturn
+from node.served_node import FAILURE, SUCCESS, Served
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import Image
-from std_srvs.srv import Trigger
 
 from qvla_ros.errors import CheckpointError
-from qvla_ros.node.conversions import ns_to_stamp, stamp_to_ns
-from qvla_ros.node.policy_node import PolicyNode
-
-SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
-
-
-class Served:
-    """A policy node, its policy, and the errors that loading is to raise."""
-
-    def __init__(self, robot, **parameters: object) -> None:
-        self.policy = FakePolicy()
-        self.loading_error: Exception | None = None
-        given = {"checkpoint": "a.qvla.safetensors", **parameters}
-        overrides = [Parameter(name, value=value) for name, value in given.items()]
-        self.node = PolicyNode(self._load, overrides)
-        robot.executor_of_all.add_node(self.node)
-
-    def _load(self, path: Path, threads: int | None) -> FakePolicy:
-        if self.loading_error is not None:
-            raise self.loading_error
-        return self.policy
-
-    def close(self) -> None:
-        self.policy.gate.set()
-        self.node.close("end of test")
-        self.node.destroy_node()
-
-    def activate(self) -> None:
-        assert self.node.trigger_configure() == SUCCESS
-        assert self.node.trigger_activate() == SUCCESS
-
-    def drops(self) -> dict[str, int]:
-        session = self.node._session
-        health = session.loop.health(self.node._now_ns())
-        return {**health.drops, **session.buffer.drops}
-
-
-@pytest.fixture
-def served(robot) -> Iterator[Served]:
-    served = Served(robot)
-    yield served
-    served.close()
+from qvla_ros.node.conversions import ns_to_stamp
+from qvla_ros.sensor_messages import stamp_to_ns
 
 
 @pytest.fixture
@@ -146,11 +103,9 @@ def test_a_chunk_with_a_nan_is_never_published_and_latches_a_fault(robot, served
     assert robot.chunks == []
     assert served.drops()["non_finite"] == 5
     served.policy.poisoned = False
-    client = robot.create_client(Trigger, "policy/reset")
-    assert robot.until(client.service_is_ready)
-    answer = client.call_async(Trigger.Request())
-    assert robot.until(answer.done)
-    assert answer.result().success
+    assert not robot.tell("reset").success, "the fault is fresh"
+    robot.spin(0.3)
+    assert robot.tell("reset").success
     assert robot.until(lambda: len(robot.chunks) > 0, meanwhile=robot.sense)
 
 
@@ -218,7 +173,8 @@ def test_a_corrupt_checkpoint_leaves_the_node_unconfigured_and_it_can_be_tried_a
         ("checkpoint", "", "checkpoint is empty"),
         ("state_names", ["x"], "state_names has 1 names"),
         ("gripper_name", "hand", "gripper_name is 'hand'"),
-        ("rotation", "euler", "choose one of"),
+        ("rotation", "euler", "rotation is 'euler': choose"),
+        ("limits_file", "absent.yaml", "absent.yaml cannot be read"),
     ],
 )
 def test_parameters_that_do_not_fit_leave_the_node_unconfigured(

@@ -9,9 +9,9 @@ from fake_policy import FakePolicy
 from sensor_msgs.msg import Image, JointState
 
 from qvla_ros.msg import ActionChunk
-from qvla_ros.node.observation_buffer import Sample
 from qvla_ros.node.parameters import NodeParameters
 from qvla_ros.node.session import Session
+from qvla_ros.policy.frame_sync import Sample
 
 MS = 1_000_000
 START_MS = 10_000

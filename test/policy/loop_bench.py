@@ -11,7 +11,7 @@ from qvla_ros.action_chunk import ActionChunk
 from qvla_ros.observation import Observation
 from qvla_ros.policy.chunk_scheduler import ChunkScheduler, SchedulerSettings
 from qvla_ros.policy.inference import Inference
-from qvla_ros.policy.inference_loop import InferenceLoop, LoopSettings
+from qvla_ros.policy.inference_loop import Answer, InferenceLoop, LoopSettings
 
 MS = 1_000_000
 PERIOD = 50 * MS
@@ -69,7 +69,7 @@ class Bench:
         self.policy = GatedPolicy(behaviour)
         self.clock = ManualClock()
         self.scheduler = ChunkScheduler(SchedulerSettings(300 * MS, 200 * MS))
-        self.out: queue.Queue[Inference] = queue.Queue()
+        self.out: queue.Queue[Answer[int]] = queue.Queue()
         self.loop = InferenceLoop(
             self.policy,
             self.scheduler,
@@ -79,7 +79,8 @@ class Bench:
         )
 
     def offer(self, stamp_ns=None):
-        self.loop.offer(observation(self.clock.now_ns if stamp_ns is None else stamp_ns))
+        stamp_ns = self.clock.now_ns if stamp_ns is None else stamp_ns
+        self.loop.offer(observation(stamp_ns), stamp_ns)
 
     def serve_one(self):
         """One observation all the way to ``on_chunk``."""
@@ -87,7 +88,7 @@ class Bench:
         self.offer()
         self.policy.wait_entered()
         self.policy.gate.release()
-        return self.out.get(timeout=10)
+        return self.out.get(timeout=10).inference
 
     def fail_one(self):
         self.clock.now_ns += 50 * MS

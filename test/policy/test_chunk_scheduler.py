@@ -83,7 +83,7 @@ def test_a_newer_chunk_takes_over_and_tells_the_jump_at_the_seam():
     due = subject.action_at(at(160))
     assert isinstance(due, ScheduledAction)
     np.testing.assert_array_equal(due.action, [11, 11])
-    assert subject.last_acceptance == acceptance
+    assert acceptance.planned is due.chunk
 
 
 def test_a_seam_after_a_gap_has_no_jump():
@@ -202,28 +202,6 @@ def test_the_status_counts_by_reason_and_tells_the_age():
     assert status.chunk_age_ns == 60 * MS
     assert status.has_action
     assert not subject.status(at(999)).has_action
-
-
-class MeanOfTwo:
-    """A stand-in for a later ensemble, to test the seam that it will use."""
-
-    depth = 2
-
-    def action(self, chunks, now_ns):
-        indices = [(now_ns - one.observed_at_ns) // one.period_ns for one in chunks]
-        return np.mean([c.actions[i] for c, i in zip(chunks, indices, strict=True)], axis=0)
-
-
-def test_a_strategy_sees_the_valid_chunks_up_to_its_depth_and_no_stale_one():
-    subject = ChunkScheduler(SchedulerSettings(300 * MS, 200 * MS), MeanOfTwo())
-    for observed in (0, 100, 200):
-        subject.accept(chunk(observed, first=float(observed)), at(observed))
-    due = subject.action_at(at(200))
-    assert isinstance(due, ScheduledAction)
-    np.testing.assert_allclose(due.action, [(102 + 200) / 2] * 2)
-    late = subject.action_at(at(400))
-    assert isinstance(late, ScheduledAction)
-    np.testing.assert_allclose(late.action, [204, 204])
 
 
 def test_many_threads_never_see_a_stale_or_torn_action():

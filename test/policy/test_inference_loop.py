@@ -1,11 +1,12 @@
 """The worker thread, led by gates and not by sleeping."""
 
 import pytest
-from policy.loop_bench import MS, Bench, started_benches
+from policy.loop_bench import MS, Bench, answer, started_benches
 
 from qvla_ros.errors import ConfigurationError
 from qvla_ros.policy.chunk_scheduler import Hold, ScheduledAction
 from qvla_ros.policy.health import LoopState
+from qvla_ros.policy.inference_loop import HUNG_LIMIT
 
 
 @pytest.fixture
@@ -113,12 +114,63 @@ def test_it_serves_again_after_a_stop(benches):
     assert bench.health().chunks == 2
 
 
-def test_it_does_not_start_beside_a_worker_that_has_not_ended(benches):
+def test_an_answer_brings_back_what_was_handed_over_with_its_observation(benches):
+    bench = benches()
+    bench.offer()
+    bench.policy.wait_entered()
+    bench.policy.gate.release()
+    given = bench.out.get(timeout=10)
+    assert given.about == given.inference.chunk.observed_at_ns == bench.clock.now_ns
+    assert given.acceptance.dropped is None
+
+
+def test_after_a_hang_a_new_worker_serves_and_the_late_answer_is_refused(benches):
+    bench = benches()
+    bench.offer()
+    bench.policy.wait_entered()
+    assert bench.loop.stop(timeout_s=0) is False
+    bench.loop.start()
+    bench.clock.now_ns += 50 * MS
+    bench.offer()
+    bench.policy.wait_entered()
+    bench.policy.gate.release(2)
+    answers = [bench.out.get(timeout=10).about]
+    (late,) = bench.loop._left_behind
+    late.join(10)
+    assert answers == [bench.clock.now_ns]
+    assert bench.out.empty()
+    assert bench.drops() == {"flushed": 1}
+
+
+def test_a_fault_of_a_worker_left_behind_does_not_stop_the_new_one(benches):
     bench = benches()
     bench.offer()
     bench.policy.wait_entered()
     bench.loop.stop(timeout_s=0)
-    with pytest.raises(ConfigurationError, match="still runs"):
+    bench.loop.start()
+
+    def broken(_):
+        raise RuntimeError("device lost")
+
+    bench.policy.behaviour = broken
+    bench.policy.gate.release()
+    (late,) = bench.loop._left_behind
+    late.join(10)
+    bench.policy.behaviour = answer
+    bench.serve_one()
+    assert bench.loop.fault_reason is None
+
+
+def test_it_gives_up_when_too_many_inferences_never_end(benches):
+    bench = benches()
+    for _ in range(HUNG_LIMIT):
+        bench.clock.now_ns += MS
+        bench.offer()
+        bench.policy.wait_entered()
+        bench.loop.stop(timeout_s=0)
+        if _ < HUNG_LIMIT - 1:
+            bench.loop.start()
+    with pytest.raises(ConfigurationError, match="never ended"):
         bench.loop.start()
 
 

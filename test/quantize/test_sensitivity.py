@@ -9,10 +9,12 @@ from qvla_ros.errors import CalibrationError
 from qvla_ros.models.registry import load_model
 from qvla_ros.quantize.action_metric import ActionMetric
 from qvla_ros.quantize.calibration import calibration_set
-from qvla_ros.quantize.exact import RowChoice, measure_rows_exactly, spearman
-from qvla_ros.quantize.input_energy import measure_input_energy
-from qvla_ros.quantize.rounding import round_clipped
+from qvla_ros.quantize.exact import RowStep, in_float64, measure_edits
+from qvla_ros.quantize.journal import Journal
+from qvla_ros.quantize.linear_weight import linear_weight
+from qvla_ros.quantize.score_check import spearman
 from qvla_ros.quantize.sensitivity import MeasureSettings, measure_sensitivity
+from qvla_ros.quantize.widths import GRID_WIDTHS, WIDTHS
 
 METRIC = ActionMetric.uniform(8, 7)
 
@@ -34,32 +36,101 @@ def measure(model, frames=6, **settings):
 
 
 def test_the_score_ranks_rows_as_exact_measurement_does(model):
-    table = measure(model, probes=16)
-    before = {name: value.clone() for name, value in model.network.named_parameters()}
-    rows = measure_rows_exactly(
-        model.network, frames_of(model, 6), table, METRIC, round_clipped, RowChoice(60)
+    frames = frames_of(model, 6)
+    seen = []
+    measure_sensitivity(
+        model.network, frames, METRIC, MeasureSettings(probes=16), on_layer=seen.append
     )
+    rng = np.random.default_rng(0)
+    chosen = [(one, row) for one in seen for row in rng.choice(one.layer.rows, 3)]
     for bits in (2, 4, 8):
-        pairs = np.array([(one.score, one.exact) for one in rows if one.bits == bits])
-        assert spearman(pairs[:, 0], pairs[:, 1]) > 0.9
+        level = 1 + GRID_WIDTHS.index(bits)
+        steps = [
+            one.candidates[level, row] - linear_weight(model.network, one.layer)[row]
+            for one, row in chosen
+        ]
+        edits = [
+            {one.layer.name: RowStep(torch.tensor([row]), step[None])}
+            for (one, row), step in zip(chosen, steps, strict=True)
+        ]
+        with in_float64(model.network):
+            exact = measure_edits(model.network, frames, METRIC, edits)
+        scores = np.array([float(one.scores[row, WIDTHS.index(bits)]) for one, row in chosen])
+        assert spearman(scores, exact) > 0.9
         # Not only the order: the score is the expected squared action change itself.
-        assert 0.7 < np.median(pairs[:, 0] / pairs[:, 1]) < 1.4
-    for name, value in model.network.named_parameters():
-        assert value.equal(before[name]), f"{name} was not restored"
+        assert 0.7 < np.median(scores / exact) < 1.4
 
 
 def test_the_score_is_that_of_the_weight_gradient(model):
     """s[r,b] = <d(v.A)/dW_r, dW_r>^2: the same number by another road."""
-    table = measure(model, frames=1, probes=1, seed=3)
+    frames = frames_of(model, 1)
+    settings = MeasureSettings(probes=1, seed=3, compensate=False)
+    seen = {}
+    table = measure_sensitivity(
+        model.network,
+        frames,
+        METRIC,
+        settings,
+        on_layer=lambda one: seen.__setitem__(one.layer.name, one),
+    )
     name = "language_model.model.layers.1.mlp.up_proj"
     weight = model.network.get_submodule(name).weight
     weight.requires_grad_(True)
-    probe = METRIC.probes(1, torch.Generator().manual_seed(3))[0]
-    (model.network(frames_of(model, 1).frames[0])[0] * probe).sum().backward()
-    grid = round_clipped(weight.detach(), 4, table.input_energy[name])
-    step = grid.dequantize() - weight.detach()
+    actions = model.network(frames.frames[0])
+    probe = METRIC.probes(1, actions.detach(), torch.Generator().manual_seed(3))[0]
+    (actions * probe).sum().backward()
+    level = WIDTHS.index(4)
+    step = seen[name].candidates[1 + GRID_WIDTHS.index(4)] - weight.detach()
     expected = (weight.grad * step).sum(1).square()
-    torch.testing.assert_close(table.scores[name][:, 2].float(), expected, rtol=1e-3, atol=1e-12)
+    torch.testing.assert_close(
+        table.scores[name][:, level].float(), expected, rtol=1e-3, atol=1e-12
+    )
+    assert not step.equal(torch.zeros_like(step))
+
+
+def test_an_interrupted_measurement_goes_on_to_the_same_table(model, tmp_path):
+    frames = frames_of(model, 4)
+    whole = measure_sensitivity(model.network, frames, METRIC)
+
+    class InterruptionError(Exception):
+        pass
+
+    def stop(done: int, total: int) -> None:
+        if done == 5:
+            raise InterruptionError
+
+    with pytest.raises(InterruptionError):
+        measure_sensitivity(
+            model.network,
+            frames,
+            METRIC,
+            on_progress=stop,
+            journal=Journal(tmp_path / "j", {}, interval_s=0),
+        )
+    left = []
+    resumed = measure_sensitivity(
+        model.network,
+        frames,
+        METRIC,
+        on_layer=left.append,
+        journal=Journal(tmp_path / "j", {}, interval_s=0),
+    )
+    assert 0 < len(left) < len(whole.layers)
+    for layer in whole.layers:
+        assert resumed.scores[layer.name].equal(whole.scores[layer.name])
+        assert resumed.token_weights[layer.name].equal(whole.token_weights[layer.name])
+
+
+def test_batching_frames_changes_nothing_but_rounding(model, monkeypatch):
+    together = measure(model, compensate=False)
+    monkeypatch.setattr(
+        "qvla_ros.quantize.calibration.CalibrationSet.batches", lambda self: list(self.frames)
+    )
+    alone = measure(model, compensate=False)
+    for layer in together.layers:
+        torch.testing.assert_close(
+            together.scores[layer.name].sum(0), alone.scores[layer.name].sum(0), rtol=1e-3, atol=0
+        )
 
 
 def test_the_same_seed_gives_the_same_table(model):
@@ -112,27 +183,15 @@ def test_too_few_frames_are_refused(model):
 
 def test_probes_average_to_the_metric():
     weights = torch.tensor([[1.0, 4.0], [0.0, 2.0]])
-    probes = ActionMetric(weights).probes(20_000, torch.Generator().manual_seed(0)).flatten(1)
+    metric, generator = ActionMetric(weights), torch.Generator().manual_seed(0)
+    probes = metric.probes(20_000, torch.zeros(1, 2, 2), generator).flatten(1)
     covariance = probes.T @ probes / len(probes)
     expected = torch.diag(weights.flatten() / 4)
     torch.testing.assert_close(covariance, expected, rtol=0, atol=0.05)
 
 
-def test_the_energy_of_inputs_is_their_mean_square(model):
-    frames = frames_of(model, 2)
-    seen = []
-    name = "language_model.model.layers.0.mlp.down_proj"
-    module = model.network.get_submodule(name)
-    hook = module.register_forward_hook(lambda m, inputs, out: seen.append(inputs[0][0]))
-    energy = measure_input_energy(model.network, frames)
-    hook.remove()
-    torch.testing.assert_close(energy[name], torch.cat(seen).square().mean(0))
-
-
-def test_the_rank_correlation_shares_ranks_among_ties():
-    first = np.array([3.0, 1.0, 3.0, 2.0])
-    assert spearman(first, first**3) == pytest.approx(1)
-    assert spearman(first, -first) == pytest.approx(-1)
-    # Ranks 2.5, 0, 2.5, 1 against 0, 1, 2, 3, worked out by hand.
-    assert spearman(first, np.arange(4.0)) == pytest.approx(-1.0 / np.sqrt(4.5 * 5))
-    assert np.isnan(spearman(first[:1], first[:1]))
+def test_the_rows_that_compensation_helps_have_lower_scores(model):
+    compensated, plain = measure(model), measure(model, compensate=False)
+    low = WIDTHS.index(2)
+    totals = [sum(float(s[:, low].sum()) for s in t.scores.values()) for t in (compensated, plain)]
+    assert totals[0] < totals[1]

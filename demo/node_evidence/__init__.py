@@ -1,0 +1,1 @@
+"""What ``make evidence-node`` measures: faults, memory, lifecycle, overhead, parity, limits."""

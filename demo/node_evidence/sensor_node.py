@@ -1,0 +1,117 @@
+"""A robot's sensors for measurements: two cameras and a state, sent as fast as asked for."""
+
+import struct
+import time
+from collections.abc import Callable
+from typing import Any
+
+import rclpy
+from lifecycle_msgs.msg import State
+from lifecycle_msgs.srv import GetState
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
+from rclpy.serialization import serialize_message
+from sensor_msgs.msg import Image, JointState
+from std_msgs.msg import String
+from std_srvs.srv import Trigger
+
+from qvla_ros.msg import ActionChunk
+from qvla_ros.node.conversions import ns_to_stamp
+
+LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+CDR_HEADER_BYTES = 4
+
+
+class SensorNode(Node):
+    """Sends frames and collects what the policy node answers.
+
+    Images are serialized once and only their stamps are written anew: a camera driver does not
+    spend Python's time on its pixels, and the measurement should not either.
+
+    Args:
+        width: Of an image, pixels.
+        height: Of an image, pixels.
+        on_chunk: Called with each message of the policy node.
+    """
+
+    def __init__(self, width: int, height: int, on_chunk: Callable[[ActionChunk], None]) -> None:
+        super().__init__("sensors")
+        self._cameras = [
+            self.create_publisher(Image, f"camera/{name}/image_raw", qos_profile_sensor_data)
+            for name in ("primary", "wrist")
+        ]
+        self._state = self.create_publisher(JointState, "robot/state", qos_profile_sensor_data)
+        self._instruction = self.create_publisher(String, "instruction", LATCHED)
+        self.create_subscription(ActionChunk, "policy/action_chunk", on_chunk, 100)
+        pixels = bytes(width * height * 3)
+        image = Image(encoding="rgb8", height=height, width=width, step=3 * width, data=pixels)
+        self._image = bytearray(serialize_message(image))
+        self._executor = SingleThreadedExecutor()
+        self._executor.add_node(self)
+
+    def now_ns(self) -> int:
+        """The clock of the stamps."""
+        return self.get_clock().now().nanoseconds
+
+    def say(self, text: str) -> None:
+        """Tell the task."""
+        self._instruction.publish(String(data=text))
+
+    def send_frame(self) -> int:
+        """Send state and images that were sensed now; returns when that was."""
+        now_ns = self.now_ns()
+        state = JointState(name=["x", "y"], position=[0.5, 0.5])
+        state.header.stamp = ns_to_stamp(now_ns)
+        self._state.publish(state)
+        seconds, rest = divmod(now_ns, 1_000_000_000)
+        struct.pack_into("<iI", self._image, CDR_HEADER_BYTES, seconds, rest)
+        serialized = bytes(self._image)
+        for camera in self._cameras:
+            camera.publish(serialized)
+        return now_ns
+
+    def spin_until(self, reached: Callable[[], bool], timeout_s: float) -> bool:
+        """Let callbacks run until something is reached; whether it was in time."""
+        end = time.monotonic() + timeout_s
+        while not reached():
+            if time.monotonic() > end:
+                return False
+            self._executor.spin_once(timeout_sec=0.005)
+        return True
+
+    def send_at(self, rate_hz: float, duration_s: float) -> None:
+        """Send frames evenly for a while."""
+        due = time.monotonic()
+        end = due + duration_s
+        while due < end:
+            self.send_frame()
+            due += 1 / rate_hz
+            while (left := due - time.monotonic()) > 0:
+                self._executor.spin_once(timeout_sec=left)
+
+    def wait_until_active(self, timeout_s: float = 60.0) -> bool:
+        """Start the policy node by its service, and wait until it is active."""
+        if not self.call(Trigger, "policy/start", Trigger.Request(), timeout_s).success:
+            return False
+        answer = self.call(GetState, "policy/get_state", GetState.Request(), timeout_s)
+        return answer.current_state.id == State.PRIMARY_STATE_ACTIVE
+
+    def call(self, kind: type, name: str, request: Any, timeout_s: float) -> Any:
+        """Call a service; ``TimeoutError`` if there is no answer in time."""
+        client = self.create_client(kind, name)
+        try:
+            if not self.spin_until(client.service_is_ready, timeout_s):
+                raise TimeoutError(f"{name} did not appear within {timeout_s:.0f} s")
+            answer = client.call_async(request)
+            if not self.spin_until(answer.done, timeout_s):
+                raise TimeoutError(f"{name} did not answer within {timeout_s:.0f} s")
+            return answer.result()
+        finally:
+            self.destroy_client(client)
+
+    def close(self) -> None:
+        """Leave the domain."""
+        self._executor.shutdown()
+        self.destroy_node()
+        rclpy.try_shutdown()

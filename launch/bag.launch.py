@@ -1,0 +1,38 @@
+"""A recorded robot before a policy: ``ros2 bag play`` with its clock, the policy, a dry adapter.
+
+The bag's stamps are old; the nodes live in its time (``use_sim_time``), so nothing is stale.
+"""
+
+from pathlib import Path
+
+from launch import LaunchDescription
+from launch.actions import DeclareLaunchArgument, ExecuteProcess, IncludeLaunchDescription
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+from launch.substitutions import LaunchConfiguration
+
+HERE = Path(__file__).resolve().parent
+CONFIG = HERE.parent / "config" / "libero.yaml"
+
+
+def generate_launch_description() -> LaunchDescription:
+    """Player, policy and adapter."""
+    common = {"params_file": LaunchConfiguration("params_file"), "use_sim_time": "true"}
+    policy = {**common, "checkpoint": LaunchConfiguration("checkpoint")}
+    # The recorded actions and commands stay at home.
+    play = ["ros2", "bag", "play", LaunchConfiguration("bag"), "--clock", "100", "--delay", "10"]
+    play += ["--exclude-topics", "/robot/action", "/robot/command"]
+    return LaunchDescription(
+        [
+            DeclareLaunchArgument("checkpoint", description="packed checkpoint"),
+            DeclareLaunchArgument("bag", description="rosbag2 folder"),
+            DeclareLaunchArgument("params_file", default_value=str(CONFIG)),
+            _included("policy.launch.py", policy),
+            _included("adapter.launch.py", common),
+            ExecuteProcess(cmd=play, output="screen"),
+        ]
+    )
+
+
+def _included(name: str, arguments: dict) -> IncludeLaunchDescription:
+    source = PythonLaunchDescriptionSource(str(HERE / name))
+    return IncludeLaunchDescription(source, launch_arguments=arguments.items())

@@ -1,0 +1,167 @@
+"""``qvla bench``: how fast the kernels, a whole network and loading are on this machine."""
+
+import argparse
+import json
+import subprocess
+import tempfile
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qvla_ros.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from qvla_ros.evaluate.kernel_bench import KernelTimes
+
+HELP = "measure the kernels, a whole network, or loading, against bf16 on this machine"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument(
+        "--device", choices=["cpu"], default="cpu", help="kernels for GPUs are not built"
+    )
+    parser.add_argument("--threads", type=_positive, help="PyTorch's threads; default: its own")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
+    kernels = kinds.add_parser("kernels", help="one layer at a time, against PyTorch's products")
+    kernels.add_argument(
+        "--shapes",
+        default="language,vision",
+        help="language, vision, demo, or ROWSxCOLUMNS, separated by commas",
+    )
+    kernels.add_argument("--tokens", help="rows of the input, separated by commas")
+    kernels.add_argument("--repeats", type=_positive, default=7)
+    model = kinds.add_parser("model", help="a checkpoint, against its float model in bf16")
+    model.add_argument("model", type=Path, help="model folder")
+    model.add_argument("checkpoint", type=Path, help="packed checkpoint")
+    model.add_argument("--unnorm-key", help="data set whose statistics are used")
+    model.add_argument("--repeats", type=_positive, default=20)
+    load = kinds.add_parser("load", help="time and peak of memory of loading")
+    load.add_argument("checkpoint", type=Path, nargs="?", help="default: a synthetic one")
+    load.add_argument("--gib", type=float, default=1.0, help="size of the synthetic checkpoint")
+    gates = kinds.add_parser("gates", help="compile the Triton kernels for GPUs that are not here")
+    for kind in (kernels, model, load, gates):  # so that options may follow the kind too
+        kind.add_argument("--json", type=Path, metavar="FILE", default=argparse.SUPPRESS)
+        kind.add_argument("--threads", type=_positive, default=argparse.SUPPRESS)
+        kind.add_argument("--device", choices=["cpu"], default=argparse.SUPPRESS)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure, print, and write the JSON."""
+    import torch
+
+    from qvla_ros.evaluate.machine import describe_machine
+
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    kinds = {"kernels": _kernels, "model": _model, "load": _load, "gates": _gates}
+    result = kinds[arguments.kind](arguments)
+    report = {
+        "kind": arguments.kind,
+        "device": arguments.device,
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "machine": describe_machine(),
+        **result,
+    }
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+    return 0
+
+
+def _kernels(arguments: argparse.Namespace) -> dict[str, object]:
+    from qvla_ros.evaluate.kernel_bench import TOKENS, bench_kernels
+
+    tokens = TOKENS if arguments.tokens is None else _integers(arguments.tokens)
+    print("speed relative to prepacked bf16 (oneDNN); more than 1 is faster")
+    result = bench_kernels(_shapes(arguments.shapes), tokens, arguments.repeats, _print_times)
+    for name, reason in result.kernels.items():
+        ratio = result.resident_weight_ratio[name]
+        print(f"{name}: at most {ratio:.3f}x the bytes of bf16 weights; {reason}")
+    print(f"scratch memory of all layers: {result.scratch_bytes / 1e6:.1f} MB")
+    return result.to_json()
+
+
+def _print_times(times: "KernelTimes") -> None:
+    speeds = "  ".join(f"{name} {speed:.2f}" for name, speed in times.speed.items())
+    layer = f"{times.rows}x{times.columns}"
+    print(f"{layer:>12}, {times.tokens:>3} tokens: {speeds}", flush=True)
+
+
+def _model(arguments: argparse.Namespace) -> dict[str, object]:
+    from qvla_ros.evaluate.model_bench import bench_model
+
+    result = bench_model(
+        arguments.model, arguments.checkpoint, arguments.unnorm_key, arguments.repeats
+    )
+    for name, milliseconds in result.milliseconds.items():
+        bytes_ = sum(result.memory_bytes[name].values())
+        speed = result.speed[name]
+        print(f"{name:<12} {milliseconds:8.2f} ms  {speed:5.2f}x  {bytes_ / 1e6:8.1f} MB weights")
+    return result.to_json()
+
+
+def _load(arguments: argparse.Namespace) -> dict[str, object]:
+    from qvla_ros.evaluate.load_bench import measure_load, write_synthetic_checkpoint
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = arguments.checkpoint
+        if path is None:
+            path = Path(folder) / "synthetic.qvla.safetensors"
+            write_synthetic_checkpoint(path, round(arguments.gib * 2**30))
+        try:
+            result = measure_load(path)
+        except subprocess.CalledProcessError as error:
+            raise ConfigurationError(f"{path} could not be loaded, see above") from error
+    print(
+        f"{result.file_bytes / 1e6:.0f} MB in {result.seconds:.2f} s; peak "
+        f"{result.peak_over_file:.3f}x, steady {result.steady_over_file:.3f}x the file"
+    )
+    return result.to_json()
+
+
+def _gates(_: argparse.Namespace) -> dict[str, object]:
+    from qvla_ros.evaluate.compile_gates import ARCHITECTURES, VARIANTS, compile_gate
+
+    gates = []
+    for architecture in ARCHITECTURES:
+        for variant in VARIANTS:
+            gate = compile_gate(architecture, variant)
+            products = ", ".join(filter(None, (gate.float_products, gate.integer_products)))
+            print(
+                f"sm_{architecture} {variant:<12} {gate.registers:>3} registers, "
+                f"{gate.spill_instructions} spills, {gate.shared_bytes:>5} B shared; {products}",
+                flush=True,
+            )
+            gates.append(gate.to_json())
+    return {"gates": gates}
+
+
+def _shapes(text: str) -> list[tuple[int, int]]:
+    from qvla_ros.evaluate.kernel_bench import SHAPES
+
+    shapes: list[tuple[int, int]] = []
+    for word in text.split(","):
+        if word in SHAPES:
+            shapes.extend(SHAPES[word])
+            continue
+        rows, _, columns = word.partition("x")
+        if not (rows.isdecimal() and columns.isdecimal() and int(rows) * int(columns)):
+            raise ConfigurationError(
+                f"--shapes: {word!r} is neither one of {', '.join(SHAPES)} nor like 4096x4096"
+            )
+        shapes.append((int(rows), int(columns)))
+    return shapes
+
+
+def _integers(text: str) -> list[int]:
+    if not all(word.isdecimal() and int(word) for word in text.split(",")):
+        raise ConfigurationError(f"--tokens: {text!r} is not like 1,16,256")
+    return [int(word) for word in text.split(",")]
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value

@@ -1,0 +1,61 @@
+"""How far a packed checkpoint, run by the deployed kernels, is from its float network."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from qvla_ros.evaluate.comparison import NormalizedActions
+from qvla_ros.evaluate.fidelity import ActionError
+from qvla_ros.models.openvla_oft import ModelInputs
+from qvla_ros.models.registry import LoadedModel
+from qvla_ros.policy.policy import load_policy
+
+T = TypeVar("T")
+
+
+def deployed_error(
+    checkpoint: Path,
+    model: LoadedModel,
+    frames: Sequence[ModelInputs],
+    on_progress: Callable[[int, int], None] | None = None,
+) -> ActionError:
+    """Ask both about every frame, one at a time as on a robot.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be read.
+    """
+    policy = load_policy(checkpoint)
+    answers, expected = [], []
+    for done, frame in enumerate(frames, start=1):
+        answers.append(policy.normalized_actions(frame)[0].numpy())
+        with torch.no_grad():
+            expected.append(model.network(frame)[0].numpy())
+        if on_progress is not None:
+            on_progress(done, len(frames))
+    exact = NormalizedActions(np.stack(expected))
+    return NormalizedActions(np.stack(answers)).error_against(exact, model.processing)
+
+
+def quality(error: ActionError, kind: str, frames: int) -> dict[str, float]:
+    """The figures that a checkpoint's manifest carries.
+
+    Args:
+        error: As measured.
+        kind: ``"heldout"``, or ``"calibration"`` if the frames were calibrated on.
+        frames: How many.
+    """
+    return {
+        f"{kind}_action_error": error.mean_l1,
+        f"{kind}_action_error_rms": error.rms,
+        f"{kind}_gripper_flips": float(error.gripper_flips),
+        f"{kind}_frames": float(frames),
+    }
+
+
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """At most ``count`` of the items, evenly spaced."""
+    count = min(count, len(items))
+    return [items[index * len(items) // count] for index in range(count)]

@@ -1,0 +1,53 @@
+"""Run by test_triton.py in a process of its own: every mix and form, against the reference.
+
+Usage: ``python triton_cases.py cpu|cuda``; on the CPU with ``TRITON_INTERPRET=1``.
+"""
+
+import sys
+
+import torch
+from kernel_cases import FORMS, MIXES, make_layer
+
+from qvla_ros.kernels.operand import LinearOperand
+from qvla_ros.kernels.quantized_linear import QuantizedLinear
+from qvla_ros.kernels.reference import linear_reference
+from qvla_ros.kernels.triton_linear import linear_triton
+
+# Interpreted bfloat16 products are wrong, silently: a GPU has to show those.
+DTYPES = {"cpu": (torch.float32, torch.float16), "cuda": (torch.bfloat16, torch.float16)}
+ROUNDING = {torch.float32: 1e-5, torch.float16: 2**-8, torch.bfloat16: 2**-6}
+
+
+def check(device: str, dtype: torch.dtype, mix: str, form: str, bits: int, batch: int) -> None:
+    columns, groups, step = FORMS[form]
+    packed = make_layer(MIXES[mix], columns, 1, groups, step, bits).packed
+    x = torch.randn(batch, columns, generator=torch.Generator().manual_seed(2)).to(dtype)
+    bias = torch.arange(packed.rows).to(dtype)
+    expected = linear_reference(x.float(), LinearOperand.prepare(packed, bias.float()))
+    layer = QuantizedLinear(packed, bias).to(device)
+    actual = linear_triton(x.to(device), layer.operand).cpu()
+    assert actual.dtype == dtype
+    error = (actual.float() - expected).abs().max()
+    largest = expected.abs().max()
+    assert error <= ROUNDING[dtype] * largest, (mix, form, bits, batch, dtype, error, largest)
+
+
+def check_what_is_not_finite(device: str) -> None:
+    layer = QuantizedLinear(make_layer((8, 2, 4), 130, activation_bits=8).packed).to(device)
+    x = torch.zeros(3, 130, device=device)
+    x[1, 7], x[2, 7] = float("inf"), float("nan")
+    y = linear_triton(x, layer.operand)
+    assert not y[0].any()
+    assert not torch.isfinite(y[1:]).any()
+
+
+if __name__ == "__main__":
+    where = sys.argv[1]
+    for dtype_ in DTYPES[where]:
+        for bits_ in (16, 8):
+            for mix_ in MIXES:
+                check(where, dtype_, mix_, "groups and removed columns", bits_, 3)
+            for form_ in FORMS:
+                check(where, dtype_, "mixed", form_, bits_, 70)
+    check_what_is_not_finite(where)
+    print("all cases passed")

@@ -1,0 +1,84 @@
+"""The adapter over real DDS, beside a policy node."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from geometry_msgs.msg import TwistStamped
+from node.served_node import Served
+from rclpy.parameter import Parameter
+from sensor_msgs.msg import JointState
+from trajectory_msgs.msg import JointTrajectory
+
+from qvla_ros.node.adapter_node import AdapterNode
+
+Adapt = Callable[..., AdapterNode]
+
+
+@pytest.fixture
+def adapt(robot) -> Iterator[Adapt]:
+    made: list[AdapterNode] = []
+
+    def make(**parameters: object) -> AdapterNode:
+        overrides = [Parameter(name, value=value) for name, value in parameters.items()]
+        made.append(AdapterNode(overrides))
+        robot.executor_of_all.add_node(made[-1])
+        return made[-1]
+
+    yield make
+    for node in made:
+        node.destroy_node()
+
+
+@pytest.fixture
+def arm(robot) -> Iterator[Served]:
+    served = Served(
+        robot, action_kind="joint_position", absolute=True, gripper_name="grip", gripper_open=200.0
+    )
+    served.activate()
+    robot.say("go")
+    yield served
+    served.close()
+
+
+def test_without_being_told_it_only_shows_what_it_would_send(robot, arm, adapt: Adapt) -> None:
+    adapt(output="joint_trajectory")
+    shown, sent = [], []
+    topic = "adapter/dry_run/joint_trajectory"
+    robot.create_subscription(JointTrajectory, topic, shown.append, 10)
+    robot.create_subscription(JointTrajectory, "joint_trajectory", sent.append, 10)
+    assert robot.until(lambda: len(shown) >= 2, meanwhile=robot.sense)
+    assert shown[0].joint_names == ["row", "state"]
+    assert [point.positions[0] for point in shown[0].points] == list(range(8))
+    assert sent == []
+    assert "joint_trajectory" not in [name for name, _ in robot.get_topic_names_and_types()]
+
+
+def test_when_the_policy_falls_silent_a_live_adapter_stops_the_arm(
+    robot, arm, adapt: Adapt
+) -> None:
+    adapt(output="joint_trajectory", dry_run=False, heartbeat_timeout_s=0.3)
+    sent = []
+    robot.create_subscription(JointTrajectory, "joint_trajectory", sent.append, 10)
+    joints = robot.create_publisher(JointState, "joint_states", 10)
+
+    def sense() -> None:
+        joints.publish(JointState(name=["row", "state"], position=[0.5, 0.75]))
+        robot.sense()
+
+    assert robot.until(lambda: len(sent) >= 2, meanwhile=sense)
+    robot.executor_of_all.remove_node(arm.node)  # as if its process hung
+    assert robot.until(lambda: len(sent[-1].points) == 1, timeout_s=5, meanwhile=sense)
+    assert list(sent[-1].points[0].positions) == [0.5, 0.75]
+    assert robot.until(lambda: any("no heartbeat" in text for text in robot.status_texts))
+
+
+def test_chunks_of_the_wrong_kind_are_told_and_not_sent(robot, arm, adapt: Adapt) -> None:
+    adapt(output="twist", dry_run=False)
+    sent = []
+    robot.create_subscription(TwistStamped, "twist", sent.append, 10)
+    reached = robot.until(
+        lambda: any("action_kind is 1" in text for text in robot.status_texts),
+        meanwhile=robot.sense,
+    )
+    assert reached
+    assert sent == []

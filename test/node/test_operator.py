@@ -1,0 +1,97 @@
+"""What an operator can do, and what a fault or a hang leaves to be done; over real DDS."""
+
+from node.served_node import FAILURE, SUCCESS
+
+
+def serve(robot, served) -> None:
+    served.activate()
+    robot.say("go")
+    assert robot.until(lambda: robot.chunks != [], meanwhile=robot.sense)
+
+
+def serves_again(robot) -> bool:
+    before = len(robot.chunks)
+    return robot.until(lambda: len(robot.chunks) > before, meanwhile=robot.sense)
+
+
+def test_pause_holds_and_resume_begins_a_new_episode(robot, served) -> None:
+    serve(robot, served)
+    assert robot.tell("pause").success
+    assert robot.until(lambda: robot.holds == ["paused"])
+    seen = len(served.policy.seen)
+    robot.until(lambda: False, 0.4, meanwhile=robot.sense)
+    assert (len(served.policy.seen), robot.messages[-1].hold_reason) == (seen, "paused")
+    assert robot.until(lambda: robot.heartbeats[-1].state == "paused")
+    assert robot.tell("resume").success
+    assert serves_again(robot)
+    assert robot.chunks[-1].episode_id > robot.chunks[0].episode_id
+
+
+def test_start_and_stop_lead_through_the_lifecycle(robot, served) -> None:
+    assert robot.tell("start").success
+    robot.say("go")
+    assert serves_again(robot)
+    assert robot.tell("stop").success
+    assert robot.until(lambda: robot.holds == ["deactivated"])
+    assert robot.until(lambda: robot.heartbeats and robot.heartbeats[-1].state == "inactive")
+    assert robot.tell("start").success
+    assert serves_again(robot)
+
+
+def test_a_start_that_cannot_be_says_so(robot, served) -> None:
+    served.loading_error = OSError("no such disk")
+    answer = robot.tell("start")
+    assert (answer.success, "configure failed" in answer.message) == (False, True)
+    assert "not active" in robot.tell("pause").message
+    assert "not configured" in robot.tell("reset").message
+
+
+def test_reset_restores_service_while_an_inference_hangs(robot, served) -> None:
+    served.activate()
+    robot.say("go")
+    served.policy.gate.clear()
+    assert robot.until(lambda: served.policy.seen != [], meanwhile=robot.sense)
+    hung = served.policy.seen[0].stamp_ns
+    assert robot.tell("reset").success
+    served.policy.gate.set()
+    assert serves_again(robot)
+    stamps = [
+        chunk.header.stamp.sec * 10**9 + chunk.header.stamp.nanosec for chunk in robot.chunks
+    ]
+    assert hung not in stamps, "the late answer is refused"
+
+
+def test_a_fault_can_be_reset_while_the_node_is_inactive(robot, served) -> None:
+    served.policy.poisoned = True
+    served.activate()
+    robot.say("go")
+    assert robot.until(lambda: "faulted" in robot.holds, meanwhile=robot.sense)
+    assert robot.until(lambda: robot.heartbeats[-1].state == "faulted")
+    assert not robot.heartbeats[-1].serving
+    assert served.node.trigger_deactivate() == SUCCESS
+    assert served.node.trigger_activate() == FAILURE
+    assert robot.until(lambda: any("not active; faulted" in text for text in robot.status_texts))
+    served.policy.poisoned = False
+    robot.spin(0.3)
+    assert robot.tell("reset").success
+    assert served.node.trigger_activate() == SUCCESS
+    assert serves_again(robot)
+
+
+def test_a_stopped_loop_in_an_active_node_is_an_error_in_the_diagnostics(robot, served) -> None:
+    serve(robot, served)
+    served.node._session.loop.stop()
+    wanted = "the loop is stopped although the node is active"
+    assert robot.until(lambda: any(wanted in text for text in robot.status_texts))
+    level = next(s.level for a in robot.statuses for s in a.status if wanted in s.message)
+    assert level == b"\x02"
+    assert robot.tell("reset").success
+    assert serves_again(robot)
+
+
+def test_the_heartbeat_comes_in_every_state_and_counts_the_episodes(robot, served) -> None:
+    assert robot.until(lambda: len(robot.heartbeats) > 3)
+    assert {beat.state for beat in robot.heartbeats} == {"unconfigured"}
+    serve(robot, served)
+    assert robot.until(lambda: robot.heartbeats[-1].serving, meanwhile=robot.sense)
+    assert robot.heartbeats[-1].episode_id == robot.chunks[-1].episode_id
