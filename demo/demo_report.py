@@ -18,7 +18,7 @@ def write_report(result: "DemoResult", path: Path) -> None:
     summary = result.summary
     bf16, nearest, ours = result.contestants
     report = Report(
-        "The demo policy at 4 bits, by action sensitivity",
+        "The demo policy in the bytes of 4 bits, by action sensitivity",
         f"{summary['machine']['processor']}, {summary['machine']['cores']} cores, "
         f"{summary['heldout_frames']} held-out frames",
     )
@@ -69,8 +69,9 @@ def _add_actions(report: Report, result: "DemoResult") -> None:
     count = len(first.observations)
     start = first.observations[0].stamp_ns
     times = np.array([(one.stamp_ns - start) / 1e9 for one in first.observations])
+    ours = result.contestants[-1]
     traces = {
-        "QVLA 4.0 bits": result.contestants[2].answers.values[:count, 0],
+        ours.label: ours.answers.values[:count, 0],
         "float32": result.reference.values[:count, 0],
     }
     report.add_figure(

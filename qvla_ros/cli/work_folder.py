@@ -77,7 +77,7 @@ def work_folder(arguments: argparse.Namespace, model: "LoadedModel") -> "Iterato
 
 
 def _purpose(arguments: argparse.Namespace, model: "LoadedModel") -> dict[str, str | int | float]:
-    from qvla_ros.quantize.pipeline import CREATED_BY
+    from qvla_ros.quantize.file_size import CREATED_BY
 
     purpose = {"version": CREATED_BY, "model": model.fingerprint[:_DIGITS]}
     for name, value in vars(arguments).items():

@@ -25,8 +25,9 @@ from qvla_ros.models.processing import Processing
 from qvla_ros.policy.policy import Policy, PolicyIdentity, load_policy
 from qvla_ros.quantize.bit_plan import BitBudget
 from qvla_ros.quantize.calibration import CalibrationSet, calibration_set
+from qvla_ros.quantize.file_size import CREATED_BY
 from qvla_ros.quantize.journal import Journal
-from qvla_ros.quantize.pipeline import CREATED_BY, WrittenCheckpoint, write_quantized
+from qvla_ros.quantize.pipeline import WrittenCheckpoint, write_quantized
 from qvla_ros.quantize.quantized_model import QuantizedModel
 from qvla_ros.quantize.rivals.contest import Contest, Method
 from qvla_ros.quantize.rivals.registry import METHODS, REFERENCE

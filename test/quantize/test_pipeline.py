@@ -13,9 +13,9 @@ from qvla_ros.kernels.reference import dequantize
 from qvla_ros.models.registry import load_model
 from qvla_ros.policy.policy import load_policy
 from qvla_ros.quantize.bit_plan import BitBudget, uniform_plan
+from qvla_ros.quantize.file_size import PlannedFile
 from qvla_ros.quantize.pipeline import (
     calibrate,
-    fixed_bytes,
     measure_model,
     plan_bits,
     quantize_model,
@@ -93,12 +93,25 @@ def measure_again(model, calibration):
     return measure_model(model, calibration, settings=MeasureSettings(probes=2))
 
 
-def test_a_budget_of_bytes_is_kept_by_the_whole_file(model, calibration, table, tmp_path):
-    limit = fixed_bytes(model) + 60_000
+@pytest.mark.parametrize("limit", [225_000, 250_000, 264_001])
+def test_a_budget_of_bytes_is_filled_but_not_exceeded(model, calibration, table, tmp_path, limit):
     plan = plan_bits(model, table, BitBudget(max_bytes=limit))
     kept = quantize_model(model, plan, calibration)
+    quality = {f"heldout_figure_{index}": 1.2345678901234567e-05 for index in range(4)}
+    written = write_quantized(model, kept, plan.budget, tmp_path / "c", quality)
+    assert 0.995 * limit < written.file_bytes <= limit
+
+
+def test_the_size_of_a_file_is_known_before_there_is_one(model, calibration, table, tmp_path):
+    plan = plan_bits(model, table, FOUR)
+    kept = quantize_model(model, plan, calibration)
     written = write_quantized(model, kept, plan.budget, tmp_path / "c")
-    assert written.file_bytes <= limit
+    assert 0 <= PlannedFile(model).bytes_by(plan) - written.file_bytes <= 576
+
+
+def test_bytes_that_are_too_few_for_any_plan_are_refused(model, table):
+    with pytest.raises(BudgetError):
+        plan_bits(model, table, BitBudget(max_bytes=PlannedFile(model).other_bytes + 2000))
 
 
 def test_a_file_that_breaks_its_budget_of_bytes_is_not_written(model, quantized, tmp_path):
