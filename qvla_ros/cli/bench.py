@@ -40,8 +40,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     load = kinds.add_parser("load", help="time and peak of memory of loading")
     load.add_argument("checkpoint", type=Path, nargs="?", help="default: a synthetic one")
     load.add_argument("--gib", type=float, default=1.0, help="size of the synthetic checkpoint")
+    table = kinds.add_parser(
+        "table", help="time a row at each width, for qvla plan --max-latency-ms"
+    )
+    table.add_argument("model", type=Path, help="model folder")
+    table.add_argument("--unnorm-key", help="data set whose statistics are used")
+    table.add_argument("--out", type=Path, required=True, help="latency table to write")
+    table.add_argument("--repeats", type=_positive, default=15)
     gates = kinds.add_parser("gates", help="compile the Triton kernels for GPUs that are not here")
-    for kind in (kernels, model, load, gates):  # so that options may follow the kind too
+    for kind in (kernels, model, load, table, gates):  # so that options may follow the kind too
         kind.add_argument("--json", type=Path, metavar="FILE", default=argparse.SUPPRESS)
         kind.add_argument("--threads", type=_positive, default=argparse.SUPPRESS)
         kind.add_argument("--device", choices=["cpu"], default=argparse.SUPPRESS)
@@ -55,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
-    kinds = {"kernels": _kernels, "model": _model, "load": _load, "gates": _gates}
+    kinds = {"kernels": _kernels, "model": _model, "load": _load, "table": _table, "gates": _gates}
     result = kinds[arguments.kind](arguments)
     report = {
         "kind": arguments.kind,
@@ -118,6 +125,29 @@ def _load(arguments: argparse.Namespace) -> dict[str, object]:
         f"{result.peak_over_file:.3f}x, steady {result.steady_over_file:.3f}x the file"
     )
     return result.to_json()
+
+
+def _table(arguments: argparse.Namespace) -> dict[str, object]:
+    from qvla_ros.cli.progress import Progress
+    from qvla_ros.evaluate.latency_bench import measure_latency_table
+    from qvla_ros.evaluate.machine import describe_machine
+    from qvla_ros.evaluate.model_bench import synthetic_observation
+    from qvla_ros.policy.policy import default_compute_dtype, float_policy
+    from qvla_ros.quantize.latency_table import save_latency_table
+
+    policy = float_policy(arguments.model, arguments.unnorm_key, dtype=default_compute_dtype())
+    frame = policy.processing.prepare(synthetic_observation(policy))
+    with Progress(1, "timing layers") as progress:
+        table = measure_latency_table(
+            policy.network,
+            frame,
+            describe_machine()["processor"],
+            arguments.repeats,
+            progress.set,
+        )
+    save_latency_table(table, arguments.out)
+    print(f"{len(table.layers)} entries, {table.other_ms:.2f} ms outside of them: {arguments.out}")
+    return {"table": str(arguments.out), "entries": len(table.layers)}
 
 
 def _gates(_: argparse.Namespace) -> dict[str, object]:
