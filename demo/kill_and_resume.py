@@ -115,4 +115,5 @@ def _refusal(model: Path, bags: Sequence[Path], out: Path) -> str:
     """What the tool says to other bags in a work folder that was begun; empty if it goes on."""
     done = subprocess.run(_command(model, bags, out), capture_output=True, text=True, check=False)
     refused = done.returncode == 2 and "unfinished work for something else" in done.stderr
-    return done.stderr.strip().splitlines()[-1] if refused else ""
+    said = done.stderr.strip().splitlines()[-1] if refused else ""
+    return said.replace(f"{out.parent}/", "")

@@ -10,7 +10,7 @@ from qvla_ros.checkpoint.container import encode_header, place_tensors
 from qvla_ros.checkpoint.layer_spec import LayerSpec, SegmentSpec
 from qvla_ros.checkpoint.layout import expected_tensors
 from qvla_ros.checkpoint.manifest import Manifest, PlanSummary
-from qvla_ros.checkpoint.tensor_names import FLOAT_PREFIX, TOKENIZER_TENSOR
+from qvla_ros.checkpoint.tensor_names import FLOAT_PREFIX, GOLDEN_TENSOR, TOKENIZER_TENSOR
 from qvla_ros.models.registry import FAMILY, LoadedModel
 from qvla_ros.quantize.bit_plan import BitBudget, BitPlan
 from qvla_ros.quantize.widths import WIDTHS
@@ -26,7 +26,9 @@ class PlannedFile:
     def __init__(self, model: LoadedModel) -> None:
         """Look at what is stored whatever the plan."""
         self._model = model
-        self._others = other_tensors(model, {})
+        config = model.network.config
+        golden = torch.zeros(config.horizon, config.action_dim)
+        self._others = other_tensors(model, {}, golden)
 
     @property
     def other_bytes(self) -> int:
@@ -70,8 +72,16 @@ def manifest_of(
     )
 
 
-def other_tensors(model: LoadedModel, overrides: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Everything that is not packed: parameters, BF16 where that loses nothing, and the tokenizer."""
+def other_tensors(
+    model: LoadedModel, overrides: Mapping[str, Tensor], golden: Tensor
+) -> dict[str, Tensor]:
+    """Everything that is not packed.
+
+    Args:
+        model: For its parameters (BF16 where that loses nothing) and its tokenizer.
+        overrides: Parameters that quantization changed.
+        golden: What the quantized network answers to the golden input.
+    """
     packed = {f"{layer.name}.weight" for layer in model.network.linear_layers()}
     tensors = {
         FLOAT_PREFIX + name: _smallest(overrides.get(name, parameter.detach()))
@@ -80,6 +90,7 @@ def other_tensors(model: LoadedModel, overrides: Mapping[str, Tensor]) -> dict[s
     }
     text = model.processing.tokenizer_json.encode()
     tensors[TOKENIZER_TENSOR] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    tensors[GOLDEN_TENSOR] = golden
     return tensors
 
 

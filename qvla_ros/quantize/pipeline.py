@@ -4,10 +4,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from qvla_ros.checkpoint.layer_spec import LayerSpec
 from qvla_ros.checkpoint.manifest import Manifest
 from qvla_ros.checkpoint.writer import write_checkpoint
 from qvla_ros.errors import BudgetError, ConfigurationError
+from qvla_ros.models.golden_input import golden_observation
 from qvla_ros.models.registry import LoadedModel
 from qvla_ros.observation import Observation
 from qvla_ros.quantize.action_metric import ActionMetric
@@ -22,7 +26,7 @@ from qvla_ros.quantize.file_size import (
 )
 from qvla_ros.quantize.journal import Journal
 from qvla_ros.quantize.layer_evidence import LayerEvidence
-from qvla_ros.quantize.quantized_model import QuantizedModel
+from qvla_ros.quantize.quantized_model import QuantizedModel, fake_quantized
 from qvla_ros.quantize.reconstruction import reconstruct
 from qvla_ros.quantize.sensitivity import MeasureSettings, SensitivityTable, measure_sensitivity
 from qvla_ros.quantize.structure import feeds
@@ -172,7 +176,7 @@ def write_quantized(
         CheckpointError: The file cannot be written.
     """
     layers = {name: layer.pack() for name, layer in quantized.layers.items()}
-    others = other_tensors(model, quantized.overrides)
+    others = other_tensors(model, quantized.overrides, _golden_actions(model, quantized))
     specs = [LayerSpec.of(layer) for layer in layers.values()]
     manifest = manifest_of(model, specs, budget, quality or {})
     size = file_bytes(manifest, others)
@@ -182,3 +186,12 @@ def write_quantized(
         )
     written = write_checkpoint(path, manifest, layers, others)
     return WrittenCheckpoint(path, written, path.stat().st_size)
+
+
+@torch.no_grad()
+def _golden_actions(model: LoadedModel, quantized: QuantizedModel) -> Tensor:
+    """What the self-test of the robot is to find, float32 ``[horizon, action_dim]``."""
+    robot = model.processing.settings.robot
+    question = model.processing.prepare(golden_observation(robot.image_names, robot.state_dim))
+    answer = fake_quantized(model.network, quantized)(question)[0]
+    return torch.from_numpy(model.processing.robot_actions(answer.numpy()))

@@ -1,0 +1,50 @@
+"""The README's table of methods is what the evidence file says."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+EVIDENCE = json.loads((ROOT / "evidence" / "method.json").read_text(encoding="utf-8"))
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def table_after(heading: str) -> list[list[str]]:
+    """The rows of the first table whose head begins with ``heading``, head first."""
+    lines = README.splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith(f"| {heading}"))
+    rows = []
+    for line in lines[first:]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip(" *") for cell in line.strip("|").split("|")])
+    return [rows[0], *rows[2:]]
+
+
+METHODS = table_after("action error at equal bytes")
+
+
+@pytest.mark.parametrize("row", METHODS[1:], ids=lambda row: row[0])
+def test_a_method_has_the_errors_that_were_measured(row):
+    cells = EVIDENCE["heldout_error"][re.search(r"`(.+)`", row[0]).group(1)]
+    for bits, told in zip(METHODS[0][1:], row[1:], strict=True):
+        cell = cells.get(bits.removesuffix(" bits"))
+        if cell is None or cell["error"] is None:
+            assert told == ""
+        else:
+            assert told == f"{cell['error']['mean']:.4f}"
+
+
+def test_every_rival_and_ours_are_in_the_table():
+    told = {re.search(r"`(.+)`", row[0]).group(1) for row in METHODS[1:]}
+    assert told >= {name for name in EVIDENCE["heldout_error"] if not name.startswith("ours-")} - {
+        "bf16"
+    }
+
+
+def test_the_rank_correlations_are_those_measured():
+    for bits, scores in EVIDENCE["spearman_by_width"].items():
+        row = next(row for row in table_after("rank correlation") if row[0] == f"{bits} bits")
+        assert row[1:] == [f"{scores[name]:.3f}" for name in ("ours", "norm-product", "qvla-code")]
