@@ -30,7 +30,8 @@ from demo.train.layout import (
     train_tokenizer,
     write_small_files,
 )
-from qvla_ros.models.openvla_oft import ModelInputs, OpenVlaOft, OpenVlaOftConfig
+from qvla_ros.models.network import ModelInputs
+from qvla_ros.models.openvla_oft import OpenVlaOft, OpenVlaOftConfig
 from qvla_ros.models.processing import Processing
 from qvla_ros.models.registry import processing_settings
 from qvla_ros.models.released_folder import open_small_files

@@ -21,7 +21,7 @@ from qvla_ros.errors import BudgetError, ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from qvla_ros.models.openvla_oft import ModelInputs
+    from qvla_ros.models.network import ModelInputs
     from qvla_ros.models.registry import LoadedModel
     from qvla_ros.quantize.action_metric import ActionMetric
     from qvla_ros.quantize.bit_plan import BitPlan

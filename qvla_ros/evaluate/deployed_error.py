@@ -9,7 +9,7 @@ import torch
 
 from qvla_ros.evaluate.comparison import NormalizedActions
 from qvla_ros.evaluate.fidelity import ActionError
-from qvla_ros.models.openvla_oft import ModelInputs
+from qvla_ros.models.network import ModelInputs
 from qvla_ros.models.registry import LoadedModel
 from qvla_ros.policy.policy import load_policy
 

@@ -13,7 +13,7 @@ from qvla_ros.checkpoint.packed_linear import PackedLinear
 from qvla_ros.evaluate.turns import time_in_turns
 from qvla_ros.kernels.quantized_linear import QuantizedLinear
 from qvla_ros.models.linear_layer import LinearLayer
-from qvla_ros.models.openvla_oft import ModelInputs, OpenVlaOft
+from qvla_ros.models.network import ModelInputs, VlaNetwork
 from qvla_ros.quantize.latency_table import LatencyTable, LayerLatency
 from qvla_ros.quantize.widths import WIDTHS
 
@@ -30,7 +30,7 @@ class _Size:
 
 
 def measure_latency_table(
-    network: OpenVlaOft,
+    network: VlaNetwork,
     frame: ModelInputs,
     device: str,
     repeats: int = 15,
@@ -68,7 +68,7 @@ def measure_latency_table(
     return LatencyTable(device, _other_ms(network, layers, frame, repeats), tuple(entries))
 
 
-def _tokens(network: OpenVlaOft, layers: list[LinearLayer], frame: ModelInputs) -> dict[str, int]:
+def _tokens(network: VlaNetwork, layers: list[LinearLayer], frame: ModelInputs) -> dict[str, int]:
     """Tokens that each layer reads for one observation."""
     found: dict[str, int] = {}
 
@@ -128,7 +128,7 @@ def _layer(rows: int, columns: int, bits: int, activation_bits: int) -> Quantize
 
 
 def _other_ms(
-    network: OpenVlaOft, layers: list[LinearLayer], frame: ModelInputs, repeats: int
+    network: VlaNetwork, layers: list[LinearLayer], frame: ModelInputs, repeats: int
 ) -> float:
     """The network without its planned layers: they answer zeros at once."""
     with torch.inference_mode(), _silenced(network, layers):
@@ -137,7 +137,7 @@ def _other_ms(
 
 
 @contextmanager
-def _silenced(network: OpenVlaOft, layers: list[LinearLayer]) -> Iterator[None]:
+def _silenced(network: VlaNetwork, layers: list[LinearLayer]) -> Iterator[None]:
     modules = [network.get_submodule(layer.name) for layer in layers]
     for layer, module in zip(layers, modules, strict=True):
         vars(module)["forward"] = partial(_zeros, layer.rows)

@@ -20,7 +20,7 @@ from qvla_ros.evaluate.comparison import NormalizedActions
 from qvla_ros.evaluate.episode import Episode
 from qvla_ros.evaluate.method_cell import CellKey, MethodCell, read_cell
 from qvla_ros.kernels.quantized_linear import QuantizedLinear
-from qvla_ros.models.openvla_oft import ModelInputs
+from qvla_ros.models.network import ModelInputs
 from qvla_ros.models.processing import Processing
 from qvla_ros.policy.policy import Policy, PolicyIdentity, load_policy
 from qvla_ros.quantize.bit_plan import BitBudget

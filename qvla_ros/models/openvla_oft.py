@@ -4,24 +4,20 @@ Token sequence: ``[BOS][patches of every image][state][prompt][horizon * action_
 The head reads the hidden state one position before each placeholder, as the model was trained.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel
 
 from qvla_ros.models.action_head import L1ActionHead, ProprioProjector
 from qvla_ros.models.linear_layer import LinearLayer, Part
+from qvla_ros.models.network import ACTIONS, ModelInputs, VlaNetwork
 from qvla_ros.models.stages import Stage, State, run_stages
-from qvla_ros.models.vision_transformer import TowerConfig, VisionTransformer
-
-ACTIONS = "actions"
-"""Name of the last stage's answer: float32 ``[batch, horizon, action_dim]``, normalised."""
-
-_TOWERS = ("featurizer", "fused_featurizer")
+from qvla_ros.models.vision_backbone import TOWERS, Projector, VisionBackbone
+from qvla_ros.models.vision_transformer import TowerConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,62 +51,11 @@ class OpenVlaOftConfig:
         return self.horizon * self.action_dim
 
 
-@dataclass(frozen=True, slots=True)
-class ModelInputs:
-    """One batch, ready for the network.
-
-    Attributes:
-        pixels: float ``[batch, views * 6, side, side]``; per view, three channels a tower.
-        token_ids: int64 ``[batch, tokens]``: BOS, then the prompt; one length in a batch.
-        end_token_id: Id of the token that closes the sequence.
-        state: float ``[batch, state_dim]``, normalised.
-    """
-
-    pixels: Tensor
-    token_ids: Tensor
-    end_token_id: int
-    state: Tensor
-
-
-class VisionBackbone(nn.Module):
-    """Two towers over the same image, features side by side."""
-
-    def __init__(self, towers: tuple[TowerConfig, TowerConfig]) -> None:
-        super().__init__()
-        self.featurizer = VisionTransformer(towers[0])
-        self.fused_featurizer = VisionTransformer(towers[1])
-
-    def stages(self, tower_name: str) -> list[Stage]:
-        """One tower, block by block; the tensor is called after the tower."""
-        tower = cast(VisionTransformer, self.get_submodule(tower_name))
-        path, last = f"vision_backbone.{tower_name}", len(tower.blocks) - 1
-        stages = [Stage(f"{path}.patch_embed", (tower_name,), tower_name, tower.embed)]
-        for index, block in enumerate(tower.blocks):
-            name = f"{path}.blocks.{index}"
-            stages.append(Stage(name, (tower_name,), tower_name, block))
-        final = stages[last + 1]
-        stages[last + 1] = replace(
-            final, apply=lambda tokens: tower.patch_features(tower.blocks[last](tokens))
-        )
-        return stages
-
-
-class Projector(nn.Module):
-    """Patch features to language tokens."""
-
-    def __init__(self, vision_width: int, width: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(vision_width, 4 * vision_width)
-        self.fc2 = nn.Linear(4 * vision_width, width)
-        self.fc3 = nn.Linear(width, width)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Map ``[..., vision_width]`` to ``[..., width]``."""
-        return self.fc3(F.gelu(self.fc2(F.gelu(self.fc1(features)))))
-
-
-class OpenVlaOft(nn.Module):
+class OpenVlaOft(VlaNetwork):
     """The network without what it never executes (last vision blocks, ``lm_head``)."""
+
+    family = "openvla_oft"
+    config: OpenVlaOftConfig
 
     def __init__(self, config: OpenVlaOftConfig) -> None:
         super().__init__()
@@ -127,14 +72,10 @@ class OpenVlaOft(nn.Module):
         """The language model without its (unused) output head."""
         return cast(LlamaModel, self.language_model["model"])
 
-    def forward(self, inputs: ModelInputs) -> Tensor:
-        """Answer normalised actions, float32 ``[batch, horizon, action_dim]``."""
-        return run_stages(self.stages(), self.first_state(inputs))[ACTIONS]
-
     def decode(self, patches: Tensor, inputs: ModelInputs) -> Tensor:
         """The part behind the towers; ``patches`` is ``[batch, views * patches, vision_width]``."""
         features = patches.split([tower.width for tower in self.config.towers], dim=-1)
-        state = {**self.first_state(inputs), **dict(zip(_TOWERS, features, strict=True))}
+        state = {**self.first_state(inputs), **dict(zip(TOWERS, features, strict=True))}
         behind = [stage for stage in self.stages() if not stage.name.startswith("vision_")]
         return run_stages(behind, state)[ACTIONS]
 
@@ -150,7 +91,7 @@ class OpenVlaOft(nn.Module):
         batch = len(inputs.pixels)
         images = inputs.pixels.unflatten(1, (-1, 2, 3)).flatten(0, 1).unbind(1)
         return {
-            **dict(zip(_TOWERS, images, strict=True)),
+            **dict(zip(TOWERS, images, strict=True)),
             "text": embed(inputs.token_ids),
             "end": embed(inputs.token_ids.new_full((batch, 1), inputs.end_token_id)),
             "proprio": inputs.state,
@@ -159,10 +100,10 @@ class OpenVlaOft(nn.Module):
     def stages(self) -> list[Stage]:
         """The forward pass, one block at a time, in execution order."""
         stages = []
-        for name in _TOWERS:
+        for name in TOWERS:
             stages += self.vision_backbone.stages(name)
         stages.append(
-            Stage("projector", (*_TOWERS, "text", "end", "proprio"), "hidden", self._sequence)
+            Stage("projector", (*TOWERS, "text", "end", "proprio"), "hidden", self._sequence)
         )
         for index, layer in enumerate(self.llama.layers):
             path = f"language_model.model.layers.{index}"

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from qvla_ros.errors import CheckpointError, ConfigurationError, UnsupportedModelError
 from qvla_ros.models.image_processing import central_crop, normalize, resize_lanczos
-from qvla_ros.models.openvla_oft import ModelInputs
+from qvla_ros.models.network import ModelInputs
 from qvla_ros.models.robot_constants import RobotConstants
 from qvla_ros.models.typed_json import from_json
 from qvla_ros.observation import Observation

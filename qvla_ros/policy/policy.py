@@ -16,7 +16,7 @@ from qvla_ros.checkpoint.tensor_names import GOLDEN_TENSOR, TOKENIZER_TENSOR
 from qvla_ros.errors import CheckpointError, UnsupportedModelError
 from qvla_ros.kernels.quantized_linear import QuantizedLinear
 from qvla_ros.kernels.selection import AUTO
-from qvla_ros.models.openvla_oft import ModelInputs, OpenVlaOft
+from qvla_ros.models.network import ModelInputs, VlaNetwork
 from qvla_ros.models.processing import Processing, ProcessingSettings
 from qvla_ros.models.registry import (
     FAMILY,
@@ -54,7 +54,7 @@ class Policy:
     """
 
     def __init__(
-        self, network: OpenVlaOft, processing: Processing, identity: PolicyIdentity
+        self, network: VlaNetwork, processing: Processing, identity: PolicyIdentity
     ) -> None:
         self.network = network
         self.processing = processing
@@ -209,7 +209,7 @@ def default_compute_dtype() -> torch.dtype:
     return torch.float32
 
 
-def _packed_network(checkpoint: PackedCheckpoint, kernel: str, dtype: torch.dtype) -> OpenVlaOft:
+def _packed_network(checkpoint: PackedCheckpoint, kernel: str, dtype: torch.dtype) -> VlaNetwork:
     if checkpoint.manifest.family != FAMILY:
         raise CheckpointError(
             f"the checkpoint is of the family {checkpoint.manifest.family!r}; known: {FAMILY}",
@@ -229,7 +229,7 @@ def _packed_network(checkpoint: PackedCheckpoint, kernel: str, dtype: torch.dtyp
     return network
 
 
-def _require_layers(network: OpenVlaOft, checkpoint: PackedCheckpoint) -> None:
+def _require_layers(network: VlaNetwork, checkpoint: PackedCheckpoint) -> None:
     wanted = {(layer.name, layer.rows, layer.columns) for layer in network.linear_layers()}
     found = {(layer.name, layer.rows, layer.columns) for layer in checkpoint.layers.values()}
     for name, rows, columns in sorted(found ^ wanted):

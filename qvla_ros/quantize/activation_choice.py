@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from qvla_ros.models.openvla_oft import OpenVlaOft
+from qvla_ros.models.network import VlaNetwork
 from qvla_ros.quantize.action_metric import ActionMetric
 from qvla_ros.quantize.bit_plan import BitPlan
 from qvla_ros.quantize.calibration import CalibrationSet
@@ -27,7 +27,7 @@ root of the sum grows by a factor of 1.18."""
 
 
 def activation_errors(
-    network: OpenVlaOft,
+    network: VlaNetwork,
     calibration: CalibrationSet,
     metric: ActionMetric,
     on_progress: Callable[[int, int], None] | None = None,
@@ -73,7 +73,7 @@ def choose_activations(
 
 
 def plan_activations(
-    network: OpenVlaOft,
+    network: VlaNetwork,
     plan: BitPlan,
     calibration: CalibrationSet,
     metric: ActionMetric,

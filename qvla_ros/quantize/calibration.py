@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from qvla_ros.errors import CalibrationError
-from qvla_ros.models.openvla_oft import ModelInputs
+from qvla_ros.models.network import ModelInputs
 from qvla_ros.models.processing import Processing
 from qvla_ros.observation import Observation
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from qvla_ros.models.openvla_oft import ACTIONS, ModelInputs, OpenVlaOft
+from qvla_ros.models.network import ACTIONS, ModelInputs, VlaNetwork
 from qvla_ros.models.stages import Stage, State
 from qvla_ros.quantize.action_metric import ActionMetric
 from qvla_ros.quantize.calibration import CalibrationSet
@@ -52,7 +52,7 @@ class RowStep:
 
 
 def measure_edits(
-    network: OpenVlaOft,
+    network: VlaNetwork,
     calibration: CalibrationSet,
     metric: ActionMetric,
     edits: Sequence[Edit],
@@ -101,7 +101,7 @@ class _Run:
 
     def __init__(
         self,
-        network: OpenVlaOft,
+        network: VlaNetwork,
         stages: Sequence[Stage],
         batch: ModelInputs,
         metric: ActionMetric,
@@ -178,7 +178,7 @@ def _cast(batch: ModelInputs, dtype: torch.dtype) -> ModelInputs:
 
 
 @contextmanager
-def in_float64(network: OpenVlaOft) -> Iterator[None]:
+def in_float64(network: VlaNetwork) -> Iterator[None]:
     """Run a float32 network in float64, throughout; afterwards it is as it was, bit for bit.
 
     ``LlamaRMSNorm`` computes in float32 whatever it is given, so it is replaced meanwhile.

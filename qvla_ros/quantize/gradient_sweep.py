@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from qvla_ros.models.linear_layer import LinearLayer
-from qvla_ros.models.openvla_oft import ACTIONS, ModelInputs, OpenVlaOft
+from qvla_ros.models.network import ACTIONS, ModelInputs, VlaNetwork
 from qvla_ros.models.stages import Stage, State
 from qvla_ros.quantize.action_metric import ActionMetric
 
@@ -44,7 +44,7 @@ class GradientSweep:
 
     def __init__(
         self,
-        network: OpenVlaOft,
+        network: VlaNetwork,
         batches: Sequence[ModelInputs],
         metric: ActionMetric,
         probes: int,
@@ -159,7 +159,7 @@ class _Tap:
     """A hook on one layer that hands its inputs and each probe's slopes on."""
 
     def __init__(
-        self, network: OpenVlaOft, layer: LinearLayer, frames: int, on_slopes: OnSlopes
+        self, network: VlaNetwork, layer: LinearLayer, frames: int, on_slopes: OnSlopes
     ) -> None:
         self.probe = 0
         self._layer = layer

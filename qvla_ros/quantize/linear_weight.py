@@ -3,10 +3,10 @@
 from torch import Tensor, nn
 
 from qvla_ros.models.linear_layer import LinearLayer
-from qvla_ros.models.openvla_oft import OpenVlaOft
+from qvla_ros.models.network import VlaNetwork
 
 
-def linear_weight(network: OpenVlaOft, layer: LinearLayer) -> Tensor:
+def linear_weight(network: VlaNetwork, layer: LinearLayer) -> Tensor:
     """The weight of a layer of a float network, ``[rows, columns]``, in its own memory.
 
     Raises:

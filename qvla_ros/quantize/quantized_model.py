@@ -17,7 +17,7 @@ from qvla_ros.checkpoint.bitpack import BLOCK_COLUMNS
 from qvla_ros.checkpoint.packed_linear import PackedLinear
 from qvla_ros.checkpoint.packed_segment import column_groups
 from qvla_ros.models.linear_layer import LinearLayer
-from qvla_ros.models.openvla_oft import OpenVlaOft
+from qvla_ros.models.network import VlaNetwork
 from qvla_ros.quantize.rounding import Grid, values_of
 from qvla_ros.quantize.widths import GRID_WIDTHS
 
@@ -144,7 +144,7 @@ class LayerCodes:
         )
 
 
-def fake_quantized(network: OpenVlaOft, quantized: QuantizedModel) -> OpenVlaOft:
+def fake_quantized(network: VlaNetwork, quantized: QuantizedModel) -> VlaNetwork:
     """A copy of the float network that computes what the packed checkpoint computes."""
     twin = copy.deepcopy(network)
     with torch.no_grad():
@@ -156,7 +156,7 @@ def fake_quantized(network: OpenVlaOft, quantized: QuantizedModel) -> OpenVlaOft
 
 
 @torch.no_grad()
-def apply_layer(twin: OpenVlaOft, layer: QuantizedLayer, overrides: Mapping[str, Tensor]) -> None:
+def apply_layer(twin: VlaNetwork, layer: QuantizedLayer, overrides: Mapping[str, Tensor]) -> None:
     """Put one quantized layer, and its bias if ``overrides`` has it, into a float network."""
     name = layer.layer.name
     twin.get_parameter(f"{name}.weight").copy_(layer.dequantize())

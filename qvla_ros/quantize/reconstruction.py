@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from qvla_ros.errors import ConfigurationError
 from qvla_ros.models.linear_layer import LinearLayer
-from qvla_ros.models.openvla_oft import OpenVlaOft
+from qvla_ros.models.network import VlaNetwork
 from qvla_ros.models.stages import Stage, State
 from qvla_ros.quantize.bit_plan import BitPlan
 from qvla_ros.quantize.calibration import CalibrationSet
@@ -69,7 +69,7 @@ class _Drift:
 
 
 def reconstruct(
-    network: OpenVlaOft,
+    network: VlaNetwork,
     plan: BitPlan,
     calibration: CalibrationSet,
     on_progress: OnProgress | None = None,
@@ -112,7 +112,7 @@ def reconstruct(
 class _Reconstruction:
     """Both networks between two stages."""
 
-    def __init__(self, network: OpenVlaOft, plan: BitPlan, calibration: CalibrationSet) -> None:
+    def __init__(self, network: VlaNetwork, plan: BitPlan, calibration: CalibrationSet) -> None:
         self._network = network
         self._twin = fake_quantized(network, QuantizedModel({}))
         self._plan = plan
@@ -235,7 +235,7 @@ class _AllSeen(Exception):  # noqa: N818 (no error: it ends a stage early)
 
 
 def _inputs(
-    network: OpenVlaOft, layers: list[LinearLayer], stage: Stage, state: State
+    network: VlaNetwork, layers: list[LinearLayer], stage: Stage, state: State
 ) -> dict[str, Tensor]:
     """What each of the layers reads when the stage runs; it runs no further than needed."""
     found: dict[str, Tensor] = {}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qvla_ros.models.linear_layer import LinearLayer
-from qvla_ros.models.openvla_oft import OpenVlaOft
+from qvla_ros.models.network import VlaNetwork
 from qvla_ros.quantize.action_metric import ActionMetric
 from qvla_ros.quantize.calibration import CalibrationSet
 from qvla_ros.quantize.exact import RowStep, in_float64, measure_edits
@@ -90,7 +90,7 @@ class Stratum:
 
 
 def measure_rows(
-    network: OpenVlaOft,
+    network: VlaNetwork,
     calibration: CalibrationSet,
     metric: ActionMetric,
     rounded: RoundedRows,
@@ -148,7 +148,7 @@ class DrawnRows:
 
 
 def check_scores(
-    network: OpenVlaOft,
+    network: VlaNetwork,
     calibration: CalibrationSet,
     metric: ActionMetric,
     settings: MeasureSettings,

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from qvla_ros.models.linear_layer import LinearLayer
-from qvla_ros.models.openvla_oft import OpenVlaOft
+from qvla_ros.models.network import VlaNetwork
 from qvla_ros.quantize.action_metric import ActionMetric
 from qvla_ros.quantize.calibration import CalibrationSet
 from qvla_ros.quantize.compensation import Compensator
@@ -81,7 +81,7 @@ class MeasureSettings:
 
 
 def measure_sensitivity(
-    network: OpenVlaOft,
+    network: VlaNetwork,
     calibration: CalibrationSet,
     metric: ActionMetric,
     settings: MeasureSettings | None = None,
@@ -155,7 +155,7 @@ def candidate_weights(
 
 
 def _measure_stage(
-    network: OpenVlaOft, sweep: GradientSweep, index: int, settings: MeasureSettings
+    network: VlaNetwork, sweep: GradientSweep, index: int, settings: MeasureSettings
 ) -> list[LayerEvidence]:
     layers = sweep.layers_of(index)
     moments = {layer.name: InputMoments(layer) for layer in layers}

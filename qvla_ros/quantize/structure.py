@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from qvla_ros.checkpoint.bitpack import BLOCK_COLUMNS
-from qvla_ros.models.openvla_oft import OpenVlaOft
+from qvla_ros.models.network import VlaNetwork
 from qvla_ros.models.vision_transformer import Block
 
 
@@ -36,7 +36,7 @@ class Feed:
     through: Literal["identity", "gelu", "product"]
 
 
-def feeds(network: OpenVlaOft) -> list[Feed]:
+def feeds(network: VlaNetwork) -> list[Feed]:
     """All feeds of the network, in execution order."""
     found = []
     for name, module in network.named_modules():

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from qvla_ros.models.linear_layer import LinearLayer
-from qvla_ros.models.openvla_oft import OpenVlaOft
+from qvla_ros.models.network import VlaNetwork
 from qvla_ros.quantize.bit_plan import BitPlan
 from qvla_ros.quantize.linear_weight import linear_weight
 from qvla_ros.quantize.quantized_model import GROUP_COLUMNS, QuantizedModel
@@ -70,7 +70,7 @@ class Awq:
         )
 
     def _best_scale(
-        self, twin: OpenVlaOft, group: ScalingGroup, plan: BitPlan, grouped: bool
+        self, twin: VlaNetwork, group: ScalingGroup, plan: BitPlan, grouped: bool
     ) -> Tensor:
         layers = [self._by_name[name] for name in group.layers]
         inputs = self._contest.evidence.inputs(layers[0])

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 
 from qvla_ros.models.linear_layer import LinearLayer
-from qvla_ros.models.openvla_oft import OpenVlaOft
+from qvla_ros.models.network import VlaNetwork
 from qvla_ros.quantize.bit_plan import BitPlan
 from qvla_ros.quantize.linear_weight import linear_weight
 from qvla_ros.quantize.quantized_model import GROUP_COLUMNS, LayerCodes, QuantizedModel
@@ -16,7 +16,7 @@ RowRounding = Callable[[LinearLayer, Tensor, int], tuple[Grid, Tensor]]
 
 
 def rounded(
-    network: OpenVlaOft,
+    network: VlaNetwork,
     plan: BitPlan,
     rounding: RowRounding,
     grouped: bool = False,

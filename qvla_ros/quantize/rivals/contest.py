@@ -11,7 +11,7 @@ import torch
 
 from qvla_ros.errors import BudgetError
 from qvla_ros.models.linear_layer import LinearLayer
-from qvla_ros.models.openvla_oft import OpenVlaOft
+from qvla_ros.models.network import VlaNetwork
 from qvla_ros.models.registry import LoadedModel
 from qvla_ros.quantize.action_metric import ActionMetric
 from qvla_ros.quantize.bit_plan import BitBudget, BitPlan
@@ -56,7 +56,7 @@ class Contest:
     folder: Path
 
     @property
-    def network(self) -> OpenVlaOft:
+    def network(self) -> VlaNetwork:
         """The float network; methods leave it as it is."""
         return self.model.network
 

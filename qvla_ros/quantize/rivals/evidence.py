@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from qvla_ros.atomic_file import atomic_file
 from qvla_ros.models.linear_layer import LinearLayer
-from qvla_ros.models.openvla_oft import OpenVlaOft
+from qvla_ros.models.network import VlaNetwork
 from qvla_ros.quantize.action_metric import ActionMetric
 from qvla_ros.quantize.calibration import CalibrationSet
 from qvla_ros.quantize.layer_evidence import LayerEvidence
@@ -85,7 +85,7 @@ class Evidence:
 
     def measure(
         self,
-        network: OpenVlaOft,
+        network: VlaNetwork,
         calibration: CalibrationSet,
         metric: ActionMetric,
         settings: MeasureSettings,
@@ -116,7 +116,7 @@ class Evidence:
             file.write(save({key: value.contiguous() for key, value in tensors.items()}))
 
 
-def _rival_scores(network: OpenVlaOft, seen: LayerEvidence, tokens: float) -> dict[str, Tensor]:
+def _rival_scores(network: VlaNetwork, seen: LayerEvidence, tokens: float) -> dict[str, Tensor]:
     weight = linear_weight(network, seen.layer).float()
     energy = seen.moment.diagonal()
     grids = [nearest_grid(weight, bits, energy) for bits in GRID_WIDTHS]
@@ -135,7 +135,7 @@ def _rival_scores(network: OpenVlaOft, seen: LayerEvidence, tokens: float) -> di
 
 
 def scores_of_same_steps(
-    network: OpenVlaOft, frames: int, seen: LayerEvidence
+    network: VlaNetwork, frames: int, seen: LayerEvidence
 ) -> dict[str, Tensor]:
     """The rivals' scores of the very roundings that ours scores, ``[rows, len(WIDTHS)]`` each."""
     steps = seen.candidates - linear_weight(network, seen.layer).float()
@@ -146,7 +146,7 @@ def scores_of_same_steps(
     }
 
 
-def _magnitudes(network: OpenVlaOft, calibration: CalibrationSet) -> dict[str, Tensor]:
+def _magnitudes(network: VlaNetwork, calibration: CalibrationSet) -> dict[str, Tensor]:
     """Largest and mean magnitude of every input column."""
     peaks: dict[str, Tensor] = {}
     sums: dict[str, Tensor] = {}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from qvla_ros.models.openvla_oft import OpenVlaOft
+from qvla_ros.models.network import VlaNetwork
 from qvla_ros.models.vision_transformer import Block
 from qvla_ros.quantize.structure import feeds
 
@@ -32,7 +32,7 @@ class ScalingGroup:
     rows: Tensor | None = None
 
 
-def norm_groups(network: OpenVlaOft) -> list[ScalingGroup]:
+def norm_groups(network: VlaNetwork) -> list[ScalingGroup]:
     """Every norm and the layers behind it, in execution order."""
     groups = []
     for name, module in network.named_modules():
@@ -48,7 +48,7 @@ def norm_groups(network: OpenVlaOft) -> list[ScalingGroup]:
     return groups
 
 
-def feeder_groups(network: OpenVlaOft) -> list[ScalingGroup]:
+def feeder_groups(network: VlaNetwork) -> list[ScalingGroup]:
     """Every layer that another one feeds linearly: values through attention, up through gate.
 
     Values that several query heads share are left out: one row feeds several columns.
@@ -61,7 +61,7 @@ def feeder_groups(network: OpenVlaOft) -> list[ScalingGroup]:
 
 
 @torch.no_grad()
-def fold(network: OpenVlaOft, group: ScalingGroup, scale: Tensor) -> Tensor:
+def fold(network: VlaNetwork, group: ScalingGroup, scale: Tensor) -> Tensor:
     """Multiply the columns of a group by ``scale`` and divide their input by it.
 
     Float parameters are stored in BF16, so the scale is nudged to the nearest that leaves the
@@ -99,7 +99,7 @@ def _divide_norm(norm: nn.Module, scale: Tensor) -> Tensor:
     return scale
 
 
-def changed_parameters(network: OpenVlaOft, twin: OpenVlaOft) -> dict[str, Tensor]:
+def changed_parameters(network: VlaNetwork, twin: VlaNetwork) -> dict[str, Tensor]:
     """Float parameters of ``twin`` that differ from the network's, without the layers' weights."""
     packed = {f"{layer.name}.weight" for layer in network.linear_layers()}
     before = dict(network.named_parameters())

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from qvla_ros.models.linear_layer import LinearLayer
-from qvla_ros.models.openvla_oft import OpenVlaOft
+from qvla_ros.models.network import VlaNetwork
 from qvla_ros.models.stages import Stage, State
 from qvla_ros.quantize.bit_plan import BitPlan
 from qvla_ros.quantize.compensation import Compensator
@@ -53,7 +53,7 @@ class Gptq:
                 states = [stage.run(state) for state in states]
         return QuantizedModel(layers)
 
-    def _groups(self, twin: OpenVlaOft, stage: Stage, state: State) -> list[list[LinearLayer]]:
+    def _groups(self, twin: VlaNetwork, stage: Stage, state: State) -> list[list[LinearLayer]]:
         """The layers of a stage in order, those that read the very same tensor together."""
         layers = [layer for layer in self._contest.layers if stage.owns(layer.name)]
         seen: dict[str, Tensor] = {}
@@ -68,7 +68,7 @@ class Gptq:
         return groups
 
     def _rounded(
-        self, twin: OpenVlaOft, group: list[LinearLayer], moment: Tensor, plan: BitPlan
+        self, twin: VlaNetwork, group: list[LinearLayer], moment: Tensor, plan: BitPlan
     ) -> dict[str, QuantizedLayer]:
         compensator = Compensator(moment)
         done = {}
@@ -82,7 +82,7 @@ class Gptq:
         return done
 
 
-def _moment(twin: OpenVlaOft, layer: LinearLayer, stage: Stage, states: list[State]) -> Tensor:
+def _moment(twin: VlaNetwork, layer: LinearLayer, stage: Stage, states: list[State]) -> Tensor:
     total = torch.zeros(layer.columns, layer.columns)
 
     def add(name: str, inputs: Tensor) -> None:
@@ -94,7 +94,7 @@ def _moment(twin: OpenVlaOft, layer: LinearLayer, stage: Stage, states: list[Sta
 
 
 def _watch(
-    network: OpenVlaOft,
+    network: VlaNetwork,
     layers: list[LinearLayer],
     stage: Stage,
     states: list[State],

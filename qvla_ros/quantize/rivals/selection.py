@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 
 from qvla_ros.errors import BudgetError
-from qvla_ros.models.openvla_oft import OpenVlaOft
+from qvla_ros.models.network import VlaNetwork
 from qvla_ros.quantize.calibration import CalibrationSet
 from qvla_ros.quantize.quantized_model import QuantizedModel, fake_quantized
 from qvla_ros.quantize.rivals.contest import Contest
@@ -36,6 +36,6 @@ def better_of_groups_and_rows(
     return min(found, key=lambda judged: judged[0])[1]
 
 
-def _answers(network: OpenVlaOft, calibration: CalibrationSet) -> torch.Tensor:
+def _answers(network: VlaNetwork, calibration: CalibrationSet) -> torch.Tensor:
     with torch.inference_mode():
         return torch.cat([network(batch) for batch in calibration.batches()])

@@ -10,7 +10,7 @@ from functools import cached_property
 
 import torch
 
-from qvla_ros.models.openvla_oft import OpenVlaOft
+from qvla_ros.models.network import VlaNetwork
 from qvla_ros.quantize.quantized_model import QuantizedModel
 from qvla_ros.quantize.rivals.by_plan import nearest_on, rounded
 from qvla_ros.quantize.rivals.contest import Contest
@@ -41,7 +41,7 @@ class SmoothQuant:
         )
 
     @cached_property
-    def _smoothed(self) -> OpenVlaOft:
+    def _smoothed(self) -> VlaNetwork:
         twin = copy.deepcopy(self._contest.network)
         layers = {layer.name: layer for layer in self._contest.layers}
         for group in norm_groups(twin):
