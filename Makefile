@@ -2,13 +2,16 @@
 SHELL := /bin/bash
 ENV := bash scripts/setup.sh && . scripts/env.sh &&
 
-.PHONY: demo test check score-check report evidence-method evidence-node closed-loop setup clean
+.PHONY: demo test check score-check report evidence-method evidence-7b evidence-runtime evidence-node closed-loop test-transformers setup clean
 
 demo:            ## quantize the demo policy, serve it over ROS 2, and measure it
 	@$(ENV) python -m demo.run_demo
 
 test:            ## all tests
 	@$(ENV) python -m pytest test $(PYTEST_ARGS)
+
+test-transformers: ## the tests that depend on transformers, with 4.49, 4.57 and the newest 5.x
+	@$(ENV) bash scripts/test_transformers.sh
 
 check:           ## format, lint, types, import contracts
 	@$(ENV) ruff format --check .
@@ -27,11 +30,24 @@ report:          ## a page about what the demo's quantization did (after make de
 evidence-method: ## everything claimed of the method, measured anew; an hour on two idle cores
 	@$(ENV) python -m demo.evidence_method --out evidence/method.json
 
-evidence-node:   ## everything claimed of the node, measured anew (after make demo)
-	@$(ENV) python -m demo.node_evidence --out evidence/node.json
+evidence-7b:     ## everything claimed of 7B models; 45 minutes, 24 GB, 60 GB of disk (FULL=1: more)
+	@$(ENV) python -m demo.evidence_7b --out evidence/7b.json $(if $(FULL),--full) $(EVIDENCE_ARGS)
 
-closed-loop:     ## success in LIBERO, float and packed (after make demo; installs the simulator)
-	@$(ENV) bash scripts/closed_loop.sh
+evidence-runtime: ## everything claimed of kernels and loading, measured anew; a quarter of an hour
+	@$(ENV) python -m demo.evidence_runtime --out evidence/runtime.json $(EVIDENCE_ARGS)
+
+evidence-node:   ## everything claimed of the node, measured anew; at most 25 minutes
+	@$(ENV) python -m demo.node_evidence --out evidence/node.json $(EVIDENCE_ARGS)
+
+closed-loop:     ## success in LIBERO: float, packed, through ROS 2 (after make demo; installs it)
+	@$(ENV) bash scripts/closed_loop.sh paired $(SIM_ARGS)
+
+closed-loop-cells: ## success of every method at every budget; hours, can be interrupted
+	@$(ENV) bash scripts/closed_loop.sh cells $(SIM_ARGS)
+
+evidence-closed-loop: ## what the kept episodes tell; SIMULATE=1 runs them anew, hours
+	@$(ENV) $(if $(SIMULATE),bash scripts/closed_loop.sh,python -m) demo.evidence_closed_loop \
+		--out evidence/closed-loop.json $(if $(SIMULATE),--simulate) $(SIM_ARGS)
 
 setup:           ## only make the environment
 	@bash scripts/setup.sh

@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ def run_live(checkpoint: Path, bags: Sequence[Path], repeat: int, folder: Path) 
     collect = [sys.executable, "-m", "demo.collect_chunks", "--out", str(chunks)]
     play = [sys.executable, "-m", "demo.play_bag", *map(str, bags)]
     play += ["--repeat", str(repeat), "--log", str(frames)]
-    with log.open("wb") as output:
+    with log.open("wb") as output, _sigterm_raises():
         common: dict[str, Any] = {"env": environment, "cwd": ROOT, "stdin": subprocess.DEVNULL}
         node = subprocess.Popen(launch, stdout=output, stderr=subprocess.STDOUT, **common)
         collector = subprocess.Popen(collect, stdout=output, stderr=subprocess.STDOUT, **common)
@@ -78,6 +79,16 @@ def run_live(checkpoint: Path, bags: Sequence[Path], repeat: int, folder: Path) 
     if played.returncode:
         raise ConfigurationError(f"the policy node did not serve: see {log}")
     return _read(chunks, frames)
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """SIGTERM unwinds the stack meanwhile, so that it leaves no processes behind."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _quit(process: subprocess.Popen) -> None:

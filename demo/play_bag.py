@@ -14,7 +14,7 @@ from lifecycle_msgs.msg import State
 from lifecycle_msgs.srv import GetState
 from rclpy.node import Node
 from rclpy.publisher import Publisher
-from rclpy.qos import QoSDurabilityPolicy, QoSProfile, qos_profile_sensor_data
+from rclpy.qos import QoSDurabilityPolicy, QoSProfile
 from rclpy.serialization import deserialize_message
 from rosbags.highlevel import AnyReader
 from sensor_msgs.msg import CompressedImage, JointState
@@ -31,14 +31,21 @@ TYPES = {
 }
 SKIPPED = ("/robot/action",)
 LATCHED = QoSProfile(depth=1, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
+COMPLETE = QoSProfile(depth=100)  # reliable: a recorder beside the node is to miss nothing
+LISTENERS_S = 10.0
 GAP_S = 1.0  # between two episodes
 
 
 class BagPlayer(Node):
-    """Publishes the messages of bags at the pace of their recording."""
+    """Publishes the messages of bags at the pace of their recording.
 
-    def __init__(self) -> None:
+    Args:
+        listeners: Subscriptions of each topic to wait for, at most ten seconds.
+    """
+
+    def __init__(self, listeners: int) -> None:
         super().__init__("bag_player")
+        self._listeners = listeners
         self._senders: dict[str, Publisher] = {}
 
     def wait_for_policy(self, name: str, timeout_s: float) -> None:
@@ -69,7 +76,7 @@ class BagPlayer(Node):
             ]
         for _, topic, kind, _ in messages:
             self._publisher(topic, kind)
-        time.sleep(0.3)  # discovery
+        self._wait_for_listeners()
         first = messages[0][0]
         shift = time.time_ns() - first
         for stamp, topic, kind, data in messages:
@@ -82,9 +89,18 @@ class BagPlayer(Node):
                     log.append({"bag": str(bag), "recorded": sensed, "sent": sensed + shift})
             self._publisher(topic, kind).publish(message)
 
+    def _wait_for_listeners(self) -> None:
+        end = time.monotonic() + LISTENERS_S
+        while time.monotonic() < end:
+            counts = [one.get_subscription_count() for one in self._senders.values()]
+            if min(counts) >= self._listeners:
+                break
+            time.sleep(0.05)
+        time.sleep(0.3)  # until they know of this end too
+
     def _publisher(self, topic: str, kind: type) -> Publisher:
         if topic not in self._senders:
-            qos = LATCHED if kind is String else qos_profile_sensor_data
+            qos = LATCHED if kind is String else COMPLETE
             self._senders[topic] = self.create_publisher(kind, topic, qos)
         return self._senders[topic]
 
@@ -96,10 +112,11 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--policy", default="/policy", help="lifecycle node to wait for")
     parser.add_argument("--timeout", type=float, default=90.0, help="seconds to wait for it")
+    parser.add_argument("--listeners", type=int, default=1, help="to wait for, of each topic")
     parser.add_argument("--log", type=Path, required=True, help="JSON file of the frames' stamps")
     arguments = parser.parse_args()
     rclpy.init()
-    player = BagPlayer()
+    player = BagPlayer(arguments.listeners)
     log: list[dict] = []
     try:
         player.wait_for_policy(arguments.policy, arguments.timeout)

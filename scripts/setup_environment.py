@@ -86,6 +86,9 @@ LAUNCH_PACKAGES = [
     "ros2topic",
     "rosidl_runtime_py",
 ]
+# Beside the packages, for tests: transformers imports it wherever it can (70 MB, half a second).
+TRITON = "triton==3.9.0"
+TRITON_FOLDER = VENV / "opt" / "triton"
 PACKAGE_PARTS = [
     "CMakeLists.txt",
     "config",
@@ -104,6 +107,10 @@ class SetupError(Exception):
     def __init__(self, message: str, code: int = 7) -> None:
         super().__init__(message)
         self.code = code
+
+
+class NoPackageError(SetupError):
+    """There is no package for this machine and Python."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +153,7 @@ def steps_for(system_ros: Path | None) -> list[Step]:
         Step("PyTorch", lambda: encoded([TORCH]), lambda: pip_install([TORCH])),
         *ros,
         Step("Python packages", package_inputs, install_packages),
+        Step("Triton, for tests", lambda: encoded([TRITON]), add_triton),
         Step("messages (colcon build)", build_inputs, lambda: build(system_ros)),
     ]
 
@@ -289,15 +297,23 @@ def add_launch() -> None:
 def write_console_script(name: str, module: str) -> None:
     """Put a command into the environment that calls ``main`` of a module."""
     script = VENV / "bin" / name
-    python = VENV / "bin" / "python"
-    lines = [f"#!{python}", "import sys", f"from {module} import main", "sys.exit(main())", ""]
-    script.write_text("\n".join(lines))
+    start = f"#!{VENV}/bin/python\nimport sys\nfrom {module} import main\n"
+    script.write_text(f"{start}sys.exit(main())\n")
     script.chmod(0o755)
 
 
 def install_packages() -> None:
     """Install this project, editable, with the packages that it needs."""
     pip_install(["--no-build-isolation", "-e", f".[{EXTRAS}]"])
+
+
+def add_triton() -> None:
+    """Unpack Triton where tests find it; without one for this machine they are skipped."""
+    shutil.rmtree(TRITON_FOLDER, ignore_errors=True)
+    try:
+        pip("install", "--no-deps", "--only-binary=:all:", "--target", str(TRITON_FOLDER), TRITON)
+    except NoPackageError as error:
+        print(f"setup: {error}; tests that need Triton will be skipped", file=sys.stderr)
 
 
 def build(system_ros: Path | None) -> None:
@@ -375,6 +391,8 @@ def reason_of(text: str, what: str) -> SetupError:
     network = r"NewConnectionError|ConnectionError|ReadTimeout|name resolution|ProxyError|SSLError"
     if re.search(network, text):
         return SetupError(f"no network: {what}. The package index cannot be reached.", 5)
+    if "No matching distribution found" in text:
+        return NoPackageError(f"{what}: there is no package for this machine and Python")
     return SetupError(f"{what}; see the output above.")
 
 

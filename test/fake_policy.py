@@ -12,7 +12,10 @@ from qvla_ros.policy.inference import Inference
 
 @dataclass
 class FakePolicy:
-    """Answers with rows ``[row, state[0], image mean]``; waits for ``gate`` and may be poisoned."""
+    """Answers with rows ``[row, state[0], image mean]``; waits for ``gate`` and may be poisoned.
+
+    Without ``state_names`` it takes no state, as autoregressive OpenVLA, and says 0 for it.
+    """
 
     model_id: str = "fake"
     checkpoint_sha256: str = "00" * 32
@@ -37,7 +40,8 @@ class FakePolicy:
             self.gate.wait(timeout=20)
         actions = np.zeros((self.horizon, 3), np.float32)
         actions[:, 0] = np.arange(self.horizon)
-        actions[:, 1] = np.nan if self.poisoned and not is_self_test else observation.state[0]
+        seen = observation.state[0] if observation.state.size else 0.0
+        actions[:, 1] = np.nan if self.poisoned and not is_self_test else seen
         actions[:, 2] = observation.images["primary"].mean()
         chunk = ActionChunk(observation.stamp_ns, self.period_ns, actions)
         return Inference(chunk, {"process": 1.0, "model": 2.0, "postprocess": 0.5})

@@ -25,6 +25,7 @@ ROS_PACKAGES = [
     "tf2_ros",
     "trajectory_msgs",
 ]
+NEED_TRITON = ("triton_kernels", "triton_fused_kernels")  # which is optional
 SOURCES = [
     path
     for folder in ("qvla_ros", "scripts", "test", "demo", "launch")
@@ -36,7 +37,7 @@ def modules_without_ros() -> list[str]:
     names = []
     for path in sorted((ROOT / "qvla_ros").rglob("*.py")):
         parts = path.relative_to(ROOT).with_suffix("").parts
-        if "node" not in parts and parts[-1] != "triton_kernels":  # Triton is optional
+        if "node" not in parts and parts[-1] not in NEED_TRITON:
             names.append(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
     return names
 

@@ -4,18 +4,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import rclpy
 import yaml
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
+from rclpy.qos import DurabilityPolicy, QoSProfile
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from sensor_msgs.msg import CompressedImage, JointState
@@ -26,33 +27,43 @@ from demo.node_evidence.processes import ROOT, running, use_private_domain
 from qvla_ros.cli.main import main as qvla
 from qvla_ros.errors import ConfigurationError
 from qvla_ros.evaluate.bag_layout import BagLayout
-from qvla_ros.evaluate.parity import CHUNK_TYPE, Parity, check_parity
+from qvla_ros.evaluate.parity import CHUNK_TYPE, Parity, Planner, check_parity
 from qvla_ros.models.robot_constants import ROBOT_CONSTANTS
 from qvla_ros.msg import ActionChunk
-from qvla_ros.policy.policy import load_policy
+from qvla_ros.node.parameters import STRATEGIES, NodeParameters
+from qvla_ros.node.session_settings import (
+    NodePolicy,
+    chunk_strategy,
+    policy_card,
+    scheduler_settings,
+)
+from qvla_ros.policy.policy import Policy, load_policy
 
 CHUNKS = "/policy/action_chunk"
+COMPLETE = QoSProfile(depth=1000)
+CONFIG = ROOT / "config" / "libero.yaml"
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-CLEAN_DROPS = ("superseded", "flushed", "not_serving", "missing_instruction")
-"""What is dropped on a healthy robot: newer came first, or the service was just begun or ended."""
+CLEAN_DROPS = ("superseded", "flushed", "not_serving", "missing_")
+"""How the reasons begin of what is dropped on a healthy robot: newer came first, or the service was
+just begun or ended."""
 
 
 @dataclass(frozen=True, slots=True)
 class LiveRun:
-    """What the live run and its replay gave.
+    """What the live runs and their replays gave.
 
     Attributes:
-        parity: The published chunks against the replay.
+        parity: The published chunks against the replay, by the node's strategy.
         drops: Inputs and chunks that a limit refused although the recordings are clean.
         samples: Images and states received.
-        false_positive_rate: Of each limit of each action dimension, on bags that it was not made
-            of, as ``qvla limits`` measured it.
+        limits: The limits that the node served under, as ``qvla limits`` wrote them, with the
+            false-positive rate of each on bags that it was not made of.
     """
 
-    parity: Parity
+    parity: dict[str, Parity]
     drops: dict[str, int]
     samples: int
-    false_positive_rate: dict[str, dict[str, float]]
+    limits: dict[str, Any]
 
 
 class Recorder(Node):
@@ -67,10 +78,10 @@ class Recorder(Node):
         self._store.register(get_types_from_msg(definition, CHUNK_TYPE))
         self.samples, self.drops = 0, dict[str, int]()
         for topic in layout.images.values():
-            self._record(topic, CompressedImage, qos_profile_sensor_data)
-        self._record(layout.state, JointState, qos_profile_sensor_data)
+            self._record(topic, CompressedImage, COMPLETE)
+        self._record(layout.state, JointState, COMPLETE)
         self._record(layout.instruction, String, LATCHED)
-        self._record(CHUNKS, ActionChunk, QoSProfile(depth=100))
+        self._record(CHUNKS, ActionChunk, COMPLETE)
         self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
 
     def close(self) -> None:
@@ -99,39 +110,66 @@ class Recorder(Node):
 def live_parity(
     checkpoint: Path, limit_bags: Sequence[Path], played_bags: Sequence[Path]
 ) -> LiveRun:
-    """Measure limits on some bags, serve others under them, record, and replay the recording.
+    """Measure limits on some bags, serve others under them by every strategy, record and replay.
 
     Raises:
         ConfigurationError: The limits could not be measured, or the node did not serve.
     """
     use_private_domain()
     layout = BagLayout.of_robot(ROBOT_CONSTANTS["libero"])
+    policy = load_policy(checkpoint)
+    parity, samples, trips = dict[str, Parity](), 0, Counter[str]()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         limits = folder / "limits.yaml"
         words = ["limits", *map(str, limit_bags), "--checkpoint", str(checkpoint)]
         if qvla([*words, "--out", str(limits)]) != 0:
             raise ConfigurationError("qvla limits failed")
-        recorder = _record_live(checkpoint, limits, played_bags, folder / "bag", layout)
-        parity = check_parity(load_policy(checkpoint), folder / "bag", layout, CHUNKS)
-        rates = yaml.safe_load(limits.read_text())["false_positive_rate"]
-    trips = {why: n for why, n in recorder.drops.items() if why not in CLEAN_DROPS}
-    return LiveRun(parity, trips, recorder.samples, rates)
+        for strategy in STRATEGIES:
+            parameters = {"limits_file": str(limits), "chunk_strategy": strategy}
+            recorder = _record_live(checkpoint, parameters, played_bags, folder / strategy, layout)
+            planner = _planner(policy, parameters)
+            parity[strategy] = check_parity(
+                policy, folder / strategy, layout, CHUNKS, planner=planner
+            )
+            samples += recorder.samples
+            trips += Counter(
+                {why: n for why, n in recorder.drops.items() if not why.startswith(CLEAN_DROPS)}
+            )
+        content = yaml.safe_load(limits.read_text())
+    return LiveRun(parity, dict(trips), samples, content)
+
+
+def _planner(policy: Policy, parameters: Mapping[str, str]) -> Planner:
+    """As the node plans with these parameters."""
+    configured = yaml.safe_load(CONFIG.read_text())["/**/policy"]["ros__parameters"]
+    given: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in configured.items()
+    }
+    node = NodeParameters(**{**given, **parameters})
+    served = cast(NodePolicy, policy)  # whose names are properties
+    strategy = chunk_strategy(policy_card(served, node), policy.horizon)
+    return Planner(scheduler_settings(served, node), strategy)
 
 
 def _record_live(
-    checkpoint: Path, limits: Path, bags: Sequence[Path], out: Path, layout: BagLayout
+    checkpoint: Path,
+    parameters: Mapping[str, str],
+    bags: Sequence[Path],
+    out: Path,
+    layout: BagLayout,
 ) -> Recorder:
-    parameters = {"checkpoint": checkpoint, "limits_file": limits}
-    config = ROOT / "config" / "libero.yaml"
-    with running("qvla_ros.node.main", parameters, params_file=config):
+    given = {"checkpoint": checkpoint, **parameters}
+    with running("qvla_ros.node.main", given, params_file=CONFIG):
         rclpy.init()
         recorder = Recorder(out, layout)
         executor = SingleThreadedExecutor()
         executor.add_node(recorder)
         try:
             _start(recorder, executor)
-            play = [sys.executable, "-m", "demo.play_bag", *map(str, bags), "--log", "/dev/null"]
+            play = [sys.executable, "-m", "demo.play_bag", *map(str, bags)]
+            play += ["--listeners", "2", "--log", "/dev/null"]
             player = subprocess.Popen(play, cwd=ROOT)
             while player.poll() is None:
                 executor.spin_once(timeout_sec=0.05)

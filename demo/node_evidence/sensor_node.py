@@ -17,7 +17,7 @@ from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
 from qvla_ros.msg import ActionChunk
-from qvla_ros.node.conversions import ns_to_stamp
+from qvla_ros.sensor_messages import SECOND_NS
 
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 CDR_HEADER_BYTES = 4
@@ -26,13 +26,16 @@ CDR_HEADER_BYTES = 4
 class SensorNode(Node):
     """Sends frames and collects what the policy node answers.
 
-    Images are serialized once and only their stamps are written anew: a camera driver does not
+    Messages are serialized once and only their stamps are written anew: a camera driver does not
     spend Python's time on its pixels, and the measurement should not either.
 
     Args:
         width: Of an image, pixels.
         height: Of an image, pixels.
         on_chunk: Called with each message of the policy node.
+
+    Attributes:
+        send_ns: From each frame's stamp until its last image was handed to DDS, nanoseconds.
     """
 
     def __init__(self, width: int, height: int, on_chunk: Callable[[ActionChunk], None]) -> None:
@@ -46,7 +49,9 @@ class SensorNode(Node):
         self.create_subscription(ActionChunk, "policy/action_chunk", on_chunk, 100)
         pixels = bytes(width * height * 3)
         image = Image(encoding="rgb8", height=height, width=width, step=3 * width, data=pixels)
-        self._image = bytearray(serialize_message(image))
+        state = JointState(name=["x", "y"], position=[0.5, 0.5])
+        self._image_bytes, self._state_bytes = map(_stampable, (image, state))
+        self.send_ns: list[int] = []
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self)
 
@@ -61,14 +66,11 @@ class SensorNode(Node):
     def send_frame(self) -> int:
         """Send state and images that were sensed now; returns when that was."""
         now_ns = self.now_ns()
-        state = JointState(name=["x", "y"], position=[0.5, 0.5])
-        state.header.stamp = ns_to_stamp(now_ns)
-        self._state.publish(state)
-        seconds, rest = divmod(now_ns, 1_000_000_000)
-        struct.pack_into("<iI", self._image, CDR_HEADER_BYTES, seconds, rest)
-        serialized = bytes(self._image)
+        image = _stamped(self._image_bytes, now_ns)
         for camera in self._cameras:
-            camera.publish(serialized)
+            camera.publish(image)
+        self._state.publish(_stamped(self._state_bytes, now_ns))
+        self.send_ns.append(self.now_ns() - now_ns)
         return now_ns
 
     def spin_until(self, reached: Callable[[], bool], timeout_s: float) -> bool:
@@ -115,3 +117,13 @@ class SensorNode(Node):
         self._executor.shutdown()
         self.destroy_node()
         rclpy.try_shutdown()
+
+
+def _stampable(message: Image | JointState) -> bytearray:
+    return bytearray(serialize_message(message))
+
+
+def _stamped(serialized: bytearray, now_ns: int) -> bytes:
+    """The message with another stamp: the first field of a header, which comes first."""
+    struct.pack_into("<iI", serialized, CDR_HEADER_BYTES, *divmod(now_ns, SECOND_NS))
+    return bytes(serialized)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from qvla_ros.action_chunk import ActionChunk
+from qvla_ros.node.parameters import NodeParameters
 from qvla_ros.observation import Observation
 from qvla_ros.policy.inference import Inference
 
@@ -98,8 +99,8 @@ class HangingPolicy(StandInPolicy):
         return super().infer(observation)
 
 
-def load_stand_in(path: Path, threads: int | None) -> StandInPolicy:
-    """As ``load_policy``; the path is not looked at."""
+def load_stand_in(parameters: NodeParameters) -> StandInPolicy:
+    """As the node loads a checkpoint; what the parameters name is not looked at."""
     return StandInPolicy()
 
 

@@ -1,4 +1,7 @@
-"""Read a packed checkpoint: every byte once, straight into the memory where it stays."""
+"""Read a packed checkpoint: every byte once, straight into the memory where it stays.
+
+On the way to another device than the CPU it passes through one small buffer.
+"""
 
 import hashlib
 import os
@@ -20,10 +23,11 @@ from qvla_ros.checkpoint.faults import CheckpointFault
 from qvla_ros.checkpoint.layout import expected_tensors, layer_from_tensors
 from qvla_ros.checkpoint.manifest import UNSEALED, Manifest
 from qvla_ros.checkpoint.packed_linear import PackedLinear
-from qvla_ros.checkpoint.tensor_names import FLOAT_PREFIX, OTHER_PREFIXES
+from qvla_ros.checkpoint.tensor_names import FLOAT_PREFIX, OTHER_PREFIXES, PROCESSING_PREFIX
 from qvla_ros.errors import CheckpointError
 
 _STAGE_BYTES = 8 * 2**20  # read, hashed and dropped from the page cache together
+_HERE = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,7 +54,9 @@ class PackedCheckpoint:
         }
 
 
-def read_checkpoint(path: Path | str, *, verify: bool = True) -> PackedCheckpoint:
+def read_checkpoint(
+    path: Path | str, *, verify: bool = True, device: torch.device | None = None
+) -> PackedCheckpoint:
     """Read and check a packed checkpoint.
 
     The peak of memory is the file's size plus the header: no tensor is held twice, and pages are
@@ -59,6 +65,7 @@ def read_checkpoint(path: Path | str, *, verify: bool = True) -> PackedCheckpoin
     Args:
         path: The file.
         verify: Compare the checksum. Shapes, dtypes, scales and row orders are always checked.
+        device: Where the layers and the parameters go; what the processing needs stays here.
 
     Raises:
         CheckpointError: Anything is wrong with the file; ``fault`` says what, as a member of
@@ -68,7 +75,7 @@ def read_checkpoint(path: Path | str, *, verify: bool = True) -> PackedCheckpoin
     try:
         _require_regular_file(path)
         with FileIO(path, "rb") as file:
-            return _read(file, verify)
+            return _read(file, verify, device or _HERE)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}", fault=error.fault) from error
     except OSError as error:
@@ -111,9 +118,10 @@ def _require_regular_file(path: Path) -> None:
         )
 
 
-def _read(file: FileIO, verify: bool) -> PackedCheckpoint:
+def _read(file: FileIO, verify: bool, device: torch.device) -> PackedCheckpoint:
     header, entries, manifest = _read_header(file)
-    tensors = _read_tensors(file, len(header), entries, _Checksum(header, manifest, verify))
+    checksum = _Checksum(header, manifest, verify)
+    tensors = _read_tensors(file, len(header), entries, checksum, device)
     layers = {}
     for spec in manifest.layers:
         layer = layer_from_tensors(spec, tensors)
@@ -206,17 +214,26 @@ class _Checksum:
 
 
 def _read_tensors(
-    file: FileIO, data_start: int, entries: Sequence[TensorEntry], checksum: _Checksum
+    file: FileIO,
+    data_start: int,
+    entries: Sequence[TensorEntry],
+    checksum: _Checksum,
+    device: torch.device,
 ) -> dict[str, torch.Tensor]:
     tensors = {}
+    staging = None if device == _HERE else torch.empty(_STAGE_BYTES, dtype=torch.uint8)
     for entry in entries:
-        buffer = torch.empty(entry.nbytes, dtype=torch.uint8)
-        view = buffer.numpy().data
+        here = staging is None or entry.name.startswith(PROCESSING_PREFIX)
+        buffer = torch.empty(entry.nbytes, dtype=torch.uint8, device=_HERE if here else device)
         for start in range(0, entry.nbytes, _STAGE_BYTES):
-            stage = view[start : start + _STAGE_BYTES]
-            _read_into(file, stage)
-            checksum.update(stage)
+            target = buffer[start : start + _STAGE_BYTES]
+            stage = target if here or staging is None else staging[: len(target)]
+            view = stage.numpy().data
+            _read_into(file, view)
+            checksum.update(view)
             _drop_from_page_cache(file, data_start + entry.begin + start, len(stage))
+            if stage is not target:
+                target.copy_(stage)
         tensors[entry.name] = buffer.view(entry.dtype).view(entry.shape)
     checksum.require_match()
     return tensors

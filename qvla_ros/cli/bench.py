@@ -5,6 +5,7 @@ import json
 import subprocess
 import tempfile
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     kernels.add_argument("--tokens", help="rows of the input, separated by commas")
     kernels.add_argument("--repeats", type=_positive, default=7)
+    kernels.add_argument("--plot", type=Path, metavar="FILE", help="draw the speeds (.svg, .png)")
     model = kinds.add_parser("model", help="a checkpoint, against its float model in bf16")
     model.add_argument("model", type=Path, help="model folder")
     model.add_argument("checkpoint", type=Path, help="packed checkpoint")
@@ -48,6 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     table.add_argument("--out", type=Path, required=True, help="latency table to write")
     table.add_argument("--repeats", type=_positive, default=15)
     gates = kinds.add_parser("gates", help="compile the Triton kernels for GPUs that are not here")
+    gpu = kinds.add_parser("gpu", help="everything that is to be shown on a GPU, in one table")
+    gpu.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    gpu.add_argument("--tiny", action="store_true", help="a dry run of every part on tiny sizes")
+    gpu.add_argument("--minutes", type=float, default=7.0, help="no part is begun after so many")
+    gpu.add_argument("--json", type=Path, metavar="FILE", default=argparse.SUPPRESS)
     for kind in (kernels, model, load, table, gates):  # so that options may follow the kind too
         kind.add_argument("--json", type=Path, metavar="FILE", default=argparse.SUPPRESS)
         kind.add_argument("--threads", type=_positive, default=argparse.SUPPRESS)
@@ -62,7 +69,14 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
-    kinds = {"kernels": _kernels, "model": _model, "load": _load, "table": _table, "gates": _gates}
+    kinds = {
+        "kernels": _kernels,
+        "model": _model,
+        "load": _load,
+        "table": _table,
+        "gates": _gates,
+        "gpu": _gpu,
+    }
     result = kinds[arguments.kind](arguments)
     report = {
         "kind": arguments.kind,
@@ -73,19 +87,28 @@ def run(arguments: argparse.Namespace) -> int:
     }
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(report, indent=2) + "\n")
-    return 0
+    return 1 if result.get("faults") else 0
 
 
 def _kernels(arguments: argparse.Namespace) -> dict[str, object]:
+    from qvla_ros.evaluate.figure_style import require_matplotlib
     from qvla_ros.evaluate.kernel_bench import TOKENS, bench_kernels
 
     tokens = TOKENS if arguments.tokens is None else _integers(arguments.tokens)
+    if arguments.plot is not None:
+        require_matplotlib()  # before minutes are spent
     print("speed relative to prepacked bf16 (oneDNN); more than 1 is faster")
     result = bench_kernels(_shapes(arguments.shapes), tokens, arguments.repeats, _print_times)
     for name, reason in result.kernels.items():
         ratio = result.resident_weight_ratio[name]
         print(f"{name}: at most {ratio:.3f}x the bytes of bf16 weights; {reason}")
+    for name, what in result.rivals.items():
+        print(f"{name}: {what}")
     print(f"scratch memory of all layers: {result.scratch_bytes / 1e6:.1f} MB")
+    if arguments.plot is not None:
+        from qvla_ros.evaluate.kernel_figure import plot_speeds
+
+        plot_speeds(result.times).savefig(arguments.plot, dpi=160, facecolor="white")
     return result.to_json()
 
 
@@ -165,6 +188,18 @@ def _gates(_: argparse.Namespace) -> dict[str, object]:
             )
             gates.append(gate.to_json())
     return {"gates": gates}
+
+
+def _gpu(arguments: argparse.Namespace) -> dict[str, object]:
+    from qvla_ros.evaluate.gpu_bench import Plan, bench_gpu
+
+    plan = Plan.of(arguments.device, arguments.tiny, arguments.minutes)
+    bench = bench_gpu(plan, partial(print, flush=True))
+    for name, value in bench.gpu.items():
+        print(f"{name}: {value}")
+    for line in (*bench.bars(), *bench.faults, f"{bench.seconds:.0f} s"):
+        print(line)
+    return bench.to_json()
 
 
 def _shapes(text: str) -> list[tuple[int, int]]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qvla_ros.cli.facts import print_facts
+from qvla_ros.cli.kernel_facts import kernel_facts
 from qvla_ros.cli.plan import plan_facts
 
 if TYPE_CHECKING:
@@ -17,7 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument("path", type=Path, help="model folder, or a file that qvla wrote")
     parser.add_argument(
-        "--kernels", action="store_true", help="which kernel would multiply here, and why"
+        "--kernels",
+        action="store_true",
+        help="which kernel would multiply each layer here, and why",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -26,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the facts."""
     facts = _folder_facts(arguments.path) if arguments.path.is_dir() else _facts(arguments.path)
     if arguments.kernels:
-        facts["kernels"] = _kernel_facts()
+        facts["kernels"] = kernel_facts(_manifest(arguments.path, facts))
     print_facts(facts, arguments.json)
     return 0
 
@@ -59,45 +62,15 @@ def _facts(path: Path) -> dict[str, object]:
 
 
 def _folder_facts(path: Path) -> dict[str, object]:
-    from qvla_ros.models.released_folder import find_shards, open_small_files
-    from qvla_ros.models.released_layout import (
-        dead_tensors,
-        expected_tensors,
-        is_target,
-        read_llama,
-        read_towers,
-    )
+    from dataclasses import asdict
 
-    small = open_small_files(path)
-    towers, llama = read_towers(small.config), read_llama(small.config)
-    shapes = expected_tensors(towers, llama)
-    dead = dead_tensors(towers)
-    targets = [name for name in shapes if is_target(name)]
-    sizes: dict[str, int] = {}
-    for name, shape in shapes.items():
-        part = ".".join(name.split(".")[:2]) if name.startswith("vision") else name.split(".")[0]
-        sizes[part] = sizes.get(part, 0) + _count(shape)
-    present = find_shards(path)
-    return {
-        "kind": "model folder",
-        "family": "openvla_oft" if any(path.glob("action_head--*.pt")) else "openvla",
-        "parameters": sum(map(_count, shapes.values())),
-        "bf16_bytes": 2 * sum(map(_count, shapes.values())),
-        "targets": len(targets),
-        "live_targets": len([name for name in targets if name not in dead]),
-        "dead_tensors": len(dead),
-        "missing_tensors": len(shapes.keys() - present.keys()),
-        "unknown_tensors": len(present.keys() - shapes.keys()),
-        "parameters_by_part": sizes,
-        "statistics": sorted(small.statistics),
-    }
+    from qvla_ros.models.folder_survey import survey_folder
 
-
-def _count(shape: tuple[int, ...]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total
+    survey = survey_folder(path)
+    size = f"{survey.parameters / 1e9:.2f} G parameters, {survey.bf16_bytes / 1e9:.2f} GB in BF16"
+    lists = {"missing", "unknown", "misshapen", "statistics"}
+    facts = {name: list(v) if name in lists else v for name, v in asdict(survey).items()}
+    return {"kind": "model folder", "size": size, **facts}
 
 
 def _checkpoint_facts(path: Path, manifest: "Manifest") -> dict[str, object]:
@@ -116,16 +89,7 @@ def _checkpoint_facts(path: Path, manifest: "Manifest") -> dict[str, object]:
     }
 
 
-def _kernel_facts() -> dict[str, str]:
-    import torch
+def _manifest(path: Path, facts: dict[str, object]) -> "Manifest | None":
+    from qvla_ros.checkpoint.reader import read_manifest
 
-    from qvla_ros.kernels.selection import select_kernel
-    from qvla_ros.policy.policy import default_compute_dtype
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = default_compute_dtype()
-    facts = {}
-    for bits in (16, 8):
-        choice = select_kernel(device, dtype, activation_bits=bits)
-        facts[f"{bits}-bit activations"] = f"{choice.name}: {choice.reason}"
-    return facts
+    return read_manifest(path) if facts["kind"] == "packed checkpoint" else None

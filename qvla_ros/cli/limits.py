@@ -1,6 +1,8 @@
 """``qvla limits``: what actions may be at most, measured on clean bags."""
 
 import argparse
+import json
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,7 +40,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="added on both sides of what was seen, as a share of its span, and to the greatest "
         "step as a share of it (default 0.5)",
     )
+    parser.add_argument(
+        "--wanted-rate",
+        type=float,
+        default=0.05,
+        metavar="SHARE",
+        help="of clean episodes that may have a chunk refused; it is said how many bags show it "
+        "(default 0.05)",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="YAML", help="file to write")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -48,6 +59,10 @@ def run(arguments: argparse.Namespace) -> int:
     from qvla_ros.atomic_file import atomic_file
     from qvla_ros.evaluate.limit_calibration import calibrate_limits
 
+    if not 0 < arguments.wanted_rate < 1:
+        raise ConfigurationError(
+            f"--wanted-rate must be between 0 and 1, not {arguments.wanted_rate}"
+        )
     if not arguments.margin >= 0:
         raise ConfigurationError(f"--margin cannot be negative: {arguments.margin}")
     if (arguments.robot is None) == (arguments.checkpoint is None):
@@ -57,15 +72,12 @@ def run(arguments: argparse.Namespace) -> int:
     )
     calibrated = calibrate_limits(recordings, names, arguments.margin)
     provenance = {**origin, "bags": [bag.name for bag in arguments.bags]}
-    text = yaml.safe_dump(calibrated.to_yaml(provenance), sort_keys=False)
+    content = calibrated.to_yaml(provenance)
     with atomic_file(arguments.out) as file:
-        file.write(text.encode())
-    print(_table(calibrated))
-    if calibrated.heldout is None:
-        print(
-            "no false-positive rate: it needs two bags or more, each judged by the others",
-            file=sys.stderr,
-        )
+        file.write(yaml.safe_dump(content, sort_keys=False).encode())
+    print(json.dumps(content, indent=2) if arguments.json else _table(calibrated))
+    for line in _advice(calibrated, arguments.wanted_rate):
+        print(line, file=sys.stderr)
     return 0
 
 
@@ -111,8 +123,37 @@ def _recorded(arguments: argparse.Namespace) -> _Actions:
     return recordings, robot.action_names, {"source": "recorded actions", "robot": robot.name}
 
 
+def _advice(calibrated: "CalibratedLimits", wanted_rate: float) -> list[str]:
+    """How far the false-positive rate can be trusted, and what would make it better."""
+    from qvla_ros.evaluate.rate_bound import trials_needed
+
+    needed = trials_needed(wanted_rate)
+    heldout = calibrated.heldout
+    if heldout is None:
+        return [
+            "no false-positive rate: it needs two bags or more, each judged by the others; "
+            f"{needed} to show that at most {wanted_rate:.2g} of clean episodes are refused"
+        ]
+    lines = [
+        f"{heldout.refused} of {heldout.recordings} clean bags had a chunk refused: at 95 %, at "
+        f"most {heldout.bound:.1%} of clean episodes will"
+    ]
+    if heldout.refused:
+        margin = math.ceil(100 * heldout.least_margin) / 100
+        lines.append(
+            f"with --margin {margin:g} none of them would be refused; bags that show more of what "
+            "the robot does are better than a wide margin"
+        )
+    if heldout.bound > wanted_rate:
+        lines.append(
+            f"to show a share of at most {wanted_rate:g} it takes {needed} clean bags, none refused"
+        )
+    return lines
+
+
 def _table(calibrated: "CalibratedLimits") -> str:
-    limits, heldout = calibrated.limits, calibrated.heldout
+    limits = calibrated.limits
+    heldout = None if calibrated.heldout is None else calibrated.heldout.trips
     lines = [f"{'':<16}{'lower':>12}{'upper':>12}{'max step':>12}   false positives"]
     for index, name in enumerate(limits.names):
         bounds = (limits.lower[index], limits.upper[index], limits.max_step[index])

@@ -17,6 +17,7 @@ from qvla_ros.cli import (
     replay,
     report,
     rollout,
+    synthesize,
     verify,
 )
 from qvla_ros.cli.run_config import config_of, parse_over
@@ -34,6 +35,7 @@ VERBS: dict[str, ModuleType] = {
     "limits": limits,
     "bench": bench,
     "rollout": rollout,
+    "synthesize": synthesize,
 }
 USER_ERROR = 2
 INTERNAL_ERROR = 70

@@ -4,11 +4,13 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qvla_ros.cli.estimates import estimated
 from qvla_ros.cli.facts import print_facts
 from qvla_ros.cli.model_arguments import (
     add_bag_arguments,
     add_model_arguments,
     load_model_of,
+    open_model_of,
     read_observations,
 )
 from qvla_ros.cli.progress import Progress
@@ -72,7 +74,8 @@ def run(arguments: argparse.Namespace) -> int:
     from qvla_ros.quantize.storage import save_table
 
     use_threads(arguments)
-    model = load_model_of(arguments)
+    # Single rows are measured in float64, for which the whole network is copied.
+    model = load_model_of(arguments) if arguments.exact_rows else open_model_of(arguments)
     metric = action_metric(arguments, model.processing)
     observations = read_observations(arguments, model.processing.settings.robot)
     calibration = calibrate(model, observations, arguments.frames)
@@ -102,16 +105,26 @@ def measured_table(
     journal: "Journal",
 ) -> "SensitivityTable":
     """The table, measured here or already kept in the work folder."""
+    from qvla_ros.quantize.estimate import (
+        Workload,
+        expected_tokens,
+        flop_rate,
+        measure_estimate,
+    )
     from qvla_ros.quantize.pipeline import measure_model
     from qvla_ros.quantize.storage import load_table, save_table
 
     kept = journal.folder / "table.safetensors"
     if kept.exists():
         return load_table(kept)
-    with Progress(len(model.network.stages()), "measuring sensitivity") as progress:
-        table = measure_model(
-            model, calibration, metric, _settings(arguments), progress.set, journal
-        )
+    settings, network = _settings(arguments), model.network
+    work = Workload.of(network, expected_tokens(network, calibration), arguments.frames)
+    estimate = measure_estimate(work, settings.probes, flop_rate())
+    with (
+        estimated("measuring", estimate, journal),
+        Progress(len(network.stages()), "measuring sensitivity") as progress,
+    ):
+        table = measure_model(model, calibration, metric, settings, progress.set, journal)
     save_table(table, kept)
     return table
 

@@ -17,11 +17,14 @@ if TYPE_CHECKING:
     from qvla_ros.policy.policy import Policy
 
 MS = 1_000_000
+_LARGE_BYTES = 2_000_000_000  # of a folder, above which reading it takes seconds
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the model folder and how to read it."""
-    parser.add_argument("model", type=Path, metavar="MODEL", help="released OpenVLA-OFT folder")
+    parser.add_argument(
+        "model", type=Path, metavar="MODEL", help="released OpenVLA or OpenVLA-OFT folder"
+    )
     parser.add_argument(
         "--unnorm-key", help="data set whose statistics are used; needed if there are several"
     )
@@ -35,6 +38,16 @@ def load_model_of(arguments: argparse.Namespace) -> "LoadedModel":
     from qvla_ros.models.registry import load_model
 
     return load_model(arguments.model, arguments.unnorm_key, arguments.robot)
+
+
+def open_model_of(arguments: argparse.Namespace) -> "LoadedModel":
+    """The float network that the arguments name, its weights left in the folder until needed."""
+    from qvla_ros.models.registry import open_model
+
+    size = sum(file.stat().st_size for file in arguments.model.glob("*.safetensors"))
+    if size > _LARGE_BYTES:
+        print(f"{arguments.model}: checking all {size / 1e9:.1f} GB", file=sys.stderr, flush=True)
+    return open_model(arguments.model, arguments.unnorm_key, arguments.robot)
 
 
 def add_checkpoint_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:

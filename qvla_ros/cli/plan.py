@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qvla_ros.cli.estimates import announce, quantize_estimate_of
 from qvla_ros.cli.facts import print_facts
 from qvla_ros.cli.run_config import add_config_argument, save_config
 from qvla_ros.errors import BudgetError, ConfigurationError
@@ -72,7 +73,7 @@ def add_budget_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Allocate, print and write the plan."""
-    from qvla_ros.models.registry import load_model
+    from qvla_ros.models.registry import open_model
     from qvla_ros.quantize.bit_plan import uniform_plan
     from qvla_ros.quantize.storage import load_table, save_plan
 
@@ -85,11 +86,13 @@ def run(arguments: argparse.Namespace) -> int:
     table = load_table(arguments.table)
     model = None
     if arguments.model is not None:
-        model = load_model(arguments.model, arguments.unnorm_key, arguments.robot)
+        model = open_model(arguments.model, arguments.unnorm_key, arguments.robot)
     if arguments.uniform is not None:
         plan = uniform_plan(table, arguments.uniform)
     else:
         plan = allocated(arguments, table, model)
+    if model is not None and arguments.dry_run:
+        announce("quantizing by this plan", quantize_estimate_of(model, plan))
     if arguments.out is not None:
         save_plan(plan, arguments.out)
         save_config(arguments, arguments.out)

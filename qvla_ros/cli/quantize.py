@@ -4,12 +4,13 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qvla_ros.cli.estimates import estimated, quantize_estimate_of
 from qvla_ros.cli.facts import print_facts
 from qvla_ros.cli.measure import action_metric, add_measure_arguments, measured_table
 from qvla_ros.cli.model_arguments import (
     add_bag_arguments,
     add_model_arguments,
-    load_model_of,
+    open_model_of,
     read_observations,
 )
 from qvla_ros.cli.plan import add_budget_arguments, allocated, budget_of
@@ -65,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     _require_one_source(arguments)
     use_threads(arguments)
-    model = load_model_of(arguments)
+    model = open_model_of(arguments)
     metric = action_metric(arguments, model.processing)
     observations = read_observations(arguments, model.processing.settings.robot)
     calibration = calibrate(model, observations, arguments.frames)
@@ -180,7 +181,10 @@ def _write(
     from qvla_ros.quantize.pipeline import quantize_model, write_quantized
     from qvla_ros.quantize.storage import save_plan
 
-    with Progress(len(model.network.stages()), "quantizing") as progress:
+    with (
+        estimated("quantizing", quantize_estimate_of(model, plan), journal),
+        Progress(len(model.network.stages()), "quantizing") as progress,
+    ):
         quantized = quantize_model(model, plan, calibration, progress.set, journal)
     candidate = journal.folder / "candidate.qvla.safetensors"
     write_quantized(model, quantized, plan.budget, candidate)

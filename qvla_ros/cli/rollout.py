@@ -21,13 +21,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument("--suite", default="libero_spatial", help="LIBERO suite")
     parser.add_argument(
-        "--tasks", type=_indices, required=True, metavar="I,J,...", help="indices of tasks"
+        "--tasks", type=_indices, default=(), metavar="I,J,...", help="indices of tasks"
     )
     parser.add_argument(
         "--episodes", type=int, default=50, help="official initial states 0 to N-1 of each task"
     )
     parser.add_argument(
-        "--policy", type=Path, required=True, help="packed checkpoint or float model folder"
+        "--max-steps", type=int, default=220, help="after which an episode has failed (220)"
+    )
+    parser.add_argument(
+        "--policy",
+        type=Path,
+        help="packed checkpoint or float model folder; without it nothing is run, and what --out "
+        "holds is told",
     )
     parser.add_argument("--unnorm-key", help="statistics that a float model uses")
     parser.add_argument("--workers", type=int, default=1, help="processes, one thread each")
@@ -43,18 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run what is missing in ``--out`` and print the success rates."""
     # Here and not above, so that the help of the command line needs no torch.
-    from qvla_ros.evaluate.closed_loop import PolicySource, RolloutPlan, run_rollouts
     from qvla_ros.evaluate.rollout_record import compare_paired, rates_by_task
 
-    if arguments.workers < 1:
-        raise ConfigurationError(f"--workers must be at least 1, not {arguments.workers}")
-    if not arguments.policy.exists():
-        raise ConfigurationError(f"--policy {arguments.policy} does not exist")
-    others = _read_others(arguments.against)
-    source = PolicySource(arguments.policy, arguments.unnorm_key)
-    plan = RolloutPlan(arguments.suite, arguments.tasks, arguments.episodes)
-    with Progress(len(plan.keys), f"rollout {arguments.policy.name}") as progress:
-        records = run_rollouts(source, plan, arguments.out, arguments.workers, progress.set)
+    others = [] if arguments.against is None else _recorded("--against", arguments.against)
+    nothing_to_run = arguments.policy is None
+    records = _recorded("--out", arguments.out) if nothing_to_run else _run(arguments)
     rates = rates_by_task(records)
     comparison = compare_paired(records, others) if others else None
     if arguments.json:
@@ -115,15 +114,27 @@ def _total(records: "Sequence[RolloutRecord]") -> "SuccessRate":
     return SuccessRate(sum(record.success for record in records), len(records))
 
 
-def _read_others(path: Path | None) -> "list[RolloutRecord]":
+def _run(arguments: argparse.Namespace) -> "list[RolloutRecord]":
+    from qvla_ros.evaluate.closed_loop import PolicySource, run_rollouts
+    from qvla_ros.evaluate.rollout_plan import RolloutPlan
+
+    if arguments.workers < 1:
+        raise ConfigurationError(f"--workers must be at least 1, not {arguments.workers}")
+    if not arguments.policy.exists():
+        raise ConfigurationError(f"--policy {arguments.policy} does not exist")
+    source = PolicySource(arguments.policy, arguments.unnorm_key)
+    plan = RolloutPlan(arguments.suite, arguments.tasks, arguments.episodes, arguments.max_steps)
+    with Progress(len(plan.keys), f"rollout {arguments.policy.name}") as progress:
+        return run_rollouts(source, plan, arguments.out, arguments.workers, progress.set)
+
+
+def _recorded(option: str, path: Path) -> "list[RolloutRecord]":
     from qvla_ros.evaluate.rollout_record import read_records
 
-    if path is None:
-        return []
-    others = read_records(path)
-    if not others:
-        raise ConfigurationError(f"--against {path} holds no episodes")
-    return others
+    records = read_records(path)
+    if not records:
+        raise ConfigurationError(f"{option} {path} holds no episodes")
+    return records
 
 
 def _indices(text: str) -> tuple[int, ...]:

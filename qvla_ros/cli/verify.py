@@ -8,7 +8,7 @@ from qvla_ros.cli.facts import print_facts
 from qvla_ros.cli.model_arguments import (
     add_bag_arguments,
     add_model_arguments,
-    load_model_of,
+    open_model_of,
     read_observations,
 )
 from qvla_ros.cli.progress import Progress
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.frames < 1:
         raise ConfigurationError(f"--frames must be at least 1, not {arguments.frames}")
     manifest = read_manifest(arguments.checkpoint)
-    model = load_model_of(arguments)
+    model = open_model_of(arguments)
     if manifest.source_fingerprint != model.fingerprint:
         raise CheckpointError(
             f"{arguments.checkpoint} was made of another model than {arguments.model}"

@@ -8,7 +8,6 @@ pairs.
 """
 
 import atexit
-import hashlib
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -25,8 +24,10 @@ from qvla_ros.evaluate.libero import (
     CONTROL_PERIOD_NS,
     STATE_NAMES,
     LiberoTask,
+    actions_digest,
     mujoco_version,
 )
+from qvla_ros.evaluate.rollout_plan import RolloutPlan
 from qvla_ros.evaluate.rollout_record import (
     EpisodeKey,
     RolloutRecord,
@@ -35,8 +36,6 @@ from qvla_ros.evaluate.rollout_record import (
     write_records,
 )
 from qvla_ros.policy.policy import Policy, float_policy, load_policy
-
-MAX_STEPS = 220
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,37 +55,6 @@ class PolicySource:
         if self.path.is_dir():
             return float_policy(self.path, self.unnorm_key)
         return load_policy(self.path)
-
-
-@dataclass(frozen=True, slots=True)
-class RolloutPlan:
-    """Which episodes are wanted.
-
-    Attributes:
-        suite: LIBERO suite.
-        tasks: Indices of tasks.
-        episodes: Initial states 0 to ``episodes - 1`` of each task.
-        max_steps: Control steps after which an episode has failed.
-    """
-
-    suite: str
-    tasks: tuple[int, ...]
-    episodes: int
-    max_steps: int = MAX_STEPS
-
-    def __post_init__(self) -> None:
-        if len(set(self.tasks)) != len(self.tasks):
-            raise ConfigurationError(
-                f"tasks {list(self.tasks)}: a task stands there twice, but a repeated episode "
-                "is not another sample"
-            )
-        if not self.tasks or self.episodes < 1 or self.max_steps < 1:
-            raise ConfigurationError("at least one task, one episode and one step are needed")
-
-    @property
-    def keys(self) -> list[EpisodeKey]:
-        """All episodes, task by task."""
-        return [(self.suite, task, state) for task in self.tasks for state in range(self.episodes)]
 
 
 def run_rollouts(
@@ -205,7 +173,7 @@ class _Worker:
             initial_state=initial_state,
             success=success,
             steps=len(actions),
-            actions_sha256=hashlib.sha256(actions.astype("<f4").tobytes()).hexdigest(),
+            actions_sha256=actions_digest(actions),
             policy_sha256=self._policy.checkpoint_sha256,
             quant_tag=self._policy.quant_tag,
             mujoco=mujoco_version(),

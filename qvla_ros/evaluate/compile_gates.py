@@ -6,11 +6,15 @@ A figure of this is a fact about the machine code, not about its speed.
 import re
 import subprocess
 import tempfile
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from qvla_ros.errors import ConfigurationError
-from qvla_ros.kernels.triton_linear import BLOCK_ROWS, BLOCK_TOKENS, GROUP_BLOCK_TOKENS, WARPS
+from qvla_ros.kernels.triton_fused import HEADS, warps
+from qvla_ros.kernels.triton_multiply import FEW_TOKENS, tile
 
 ARCHITECTURES = (87, 90, 110)
 """AGX Orin and Orin NX, H100, Thor."""
@@ -29,22 +33,54 @@ _POINTERS = {
     "rounded": "*i8",
     "input_scale": "*fp32",
     "sums": "*fp32",
+    "residual": "*bf16",
+    "source": "*i32",
+    "second": "*i32",
+    "bias": "*bf16",
+    "second_bias": "*bf16",
+    "factor": "*bf16",
+    "weight": "*bf16",
+    "shift": "*bf16",
+    "cosines": "*bf16",
+    "sines": "*bf16",
+    "total": "*bf16",
+    "out": "*bf16",
 }
-_TILE = {"BLOCK_ROWS": BLOCK_ROWS, "BLOCK_TOKENS": BLOCK_TOKENS}
-_VARIANTS: dict[str, tuple[str, dict[str, int | bool]]] = {
-    "a16": ("multiply_floats", {**_TILE}),
-    "a8": ("multiply_integers", {**_TILE, "GROUPED": False}),
-    "a8_groups": (
-        "multiply_integers",
-        {**_TILE, "BLOCK_TOKENS": GROUP_BLOCK_TOKENS, "GROUPED": True},
+_SCALARS = {"tiny": "fp32", "share": "fp32", "eps": "fp32"}
+_WIDTH, _HIDDEN, _HEAD = 4096, 16384, 128  # lanes of OpenVLA-OFT's largest layers
+_PRODUCTS = {  # kernel, tokens, integers of groups
+    "a16": ("multiply_floats", 256, False),
+    "a16_groups": ("multiply_floats", 256, True),
+    "a16_few": ("multiply_floats", FEW_TOKENS, False),
+    "a8": ("multiply_integers", 256, False),
+    "a8_few": ("multiply_integers", FEW_TOKENS, False),
+    "a8_groups": ("multiply_integers", 256, True),
+}
+_STEPS: dict[str, tuple[str, dict[str, int | bool]]] = {
+    "gelu": ("activate_tokens", {"FUNCTION": 1, "BIAS": True, "ROUND": True, "LANES": _WIDTH}),
+    "swiglu": ("activate_tokens", {"FUNCTION": 2, "BIAS": False, "ROUND": True, "LANES": _HIDDEN}),
+    "add_rms_norm": (
+        "add_norm_tokens",
+        {"BIAS": False, "FACTOR": False, "CENTRED": False, "ROUND": True, "LANES": _WIDTH},
     ),
-    "round_tokens": ("round_tokens", {"GROUPED": True}),
+    "add_layer_norm": (
+        "add_norm_tokens",
+        {"BIAS": True, "FACTOR": True, "CENTRED": True, "ROUND": True, "LANES": 2048},
+    ),
+    "rotate_heads": ("rotate_heads", {"BIAS": False, "HEADS": HEADS, "LANES": _HEAD}),
 }
-VARIANTS = tuple(_VARIANTS)
-"""The kernels, and the ways in which they are compiled."""
+PRODUCTS = tuple(_PRODUCTS)
+"""The kernels that multiply, and the ways in which they are compiled."""
 
-_FLOAT_PRODUCTS = ("HMMA", "HGMMA", "UTCHMMA")
-_INTEGER_PRODUCTS = ("IMMA", "IGMMA", "UTCIMMA")
+VARIANTS = (*_PRODUCTS, *_STEPS)
+"""Those, and the elementwise steps between them."""
+
+_FLOAT_PRODUCTS = {87: "HMMA", 90: "HGMMA", 110: "UTCHMMA"}
+_INTEGER_PRODUCTS = {87: "IMMA", 90: "IGMMA", 110: "IMMA"}
+"""The tensor cores' instruction that the products must become, by architecture."""
+
+_REGISTERS = 255  # of a thread, on every architecture
+_SHARED_BYTES = {87: 99 * 1024, 90: 227 * 1024, 110: 99 * 1024}  # of a program
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +95,8 @@ class CompileGate:
         registers: Of a thread, at most 255.
         spill_instructions: Loads and stores of registers that did not fit.
         shared_bytes: Shared memory of a program.
-        integer_to_float_conversions: Slow conversion instructions, none of which is in a loop.
+        integer_to_float_conversions: Slow conversion instructions.
+        loop_conversions: Those of them that are in a loop.
     """
 
     architecture: int
@@ -70,10 +107,31 @@ class CompileGate:
     spill_instructions: int
     shared_bytes: int
     integer_to_float_conversions: int
+    loop_conversions: int
+
+    def faults(self) -> list[str]:
+        """What would make it slow, in words."""
+        name, tokens, _ = _PRODUCTS.get(self.variant, ("", 0, False))
+        floats, integers = bool(name), name == "multiply_integers"
+        # A tile of few tokens is too small for the newer instructions.
+        products = 87 if tokens == FEW_TOKENS else self.architecture
+        checks = {
+            f"{self.spill_instructions} instructions spill registers": self.spill_instructions > 0,
+            f"{self.registers} registers": self.registers > _REGISTERS,
+            f"{self.shared_bytes} bytes of shared memory": self.shared_bytes
+            > _SHARED_BYTES[self.architecture],
+            f"{self.loop_conversions} conversions to float in loops": self.loop_conversions > 0,
+            "no float products on tensor cores": floats
+            and not self.float_products.startswith(_FLOAT_PRODUCTS[products]),
+            "no integer products on tensor cores": integers
+            and not self.integer_products.startswith(_INTEGER_PRODUCTS[products]),
+        }
+        where = f"sm_{self.architecture} {self.variant}"
+        return [f"{where}: {text}" for text, wrong in checks.items() if wrong]
 
     def to_json(self) -> dict[str, object]:
         """A JSON object."""
-        return asdict(self)
+        return {**asdict(self), "faults": self.faults()}
 
 
 def compile_gate(architecture: int, variant: str) -> CompileGate:
@@ -88,29 +146,26 @@ def compile_gate(architecture: int, variant: str) -> CompileGate:
         from triton.compiler import ASTSource
     except ImportError as error:
         raise ConfigurationError("Triton is not installed: pip install triton") from error
-    from qvla_ros.kernels import triton_kernels
-
-    name, constants = _VARIANTS[variant]
-    kernel = getattr(triton_kernels, name)
+    kernel, constants, program_warps = _variant(architecture, variant)
+    step = variant in _STEPS
     types = {
-        argument: "constexpr" if argument in constants else _POINTERS.get(argument, "i32")
+        argument: "constexpr" if argument in constants else _type(argument)
         for argument in kernel.arg_names
     }
-    if "tiny" in types:
-        types["tiny"] = "fp32"
     aligned = {
         (index,): [["tt.divisibility", 16]]
         for index, argument in enumerate(kernel.arg_names)
-        if argument in _POINTERS
+        # What Triton finds when it launches: every pointer, and the width (see `ALIGNMENT`).
+        if types[argument].startswith("*") or argument == ("columns" if step else "width")
     }
     compiled = triton.compile(
         ASTSource(fn=kernel, signature=types, constexprs=constants, attrs=aligned),
         target=GPUTarget("cuda", architecture, 32),
-        options={"num_warps": WARPS if "BLOCK_ROWS" in constants else 4},
+        options={"num_warps": program_warps},
     )
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     usage, code = _inspect(compiled.asm["cubin"], tools)
-    counts = {word: len(re.findall(rf"\b{word}\b", code)) for word in _words()}
+    counts, in_loops = _counts(code), _counts(_loops(code))
     return CompileGate(
         architecture=architecture,
         variant=variant,
@@ -120,15 +175,49 @@ def compile_gate(architecture: int, variant: str) -> CompileGate:
         spill_instructions=counts["STL"] + counts["LDL"],
         shared_bytes=compiled.metadata.shared,
         integer_to_float_conversions=counts["I2F"] + counts["I2FP"],
+        loop_conversions=in_loops["I2F"] + in_loops["I2FP"],
     )
 
 
-def _words() -> tuple[str, ...]:
-    return (*_FLOAT_PRODUCTS, *_INTEGER_PRODUCTS, "STL", "LDL", "I2F", "I2FP")
+def _variant(architecture: int, variant: str) -> tuple[Any, dict[str, int | bool], int]:
+    """The kernel, its constants, and the warps of a program."""
+    from qvla_ros.kernels import triton_fused_kernels, triton_kernels
+
+    if variant in _STEPS:
+        name, constants = _STEPS[variant]
+        lanes = constants["LANES"] * constants.get("HEADS", 1)
+        return getattr(triton_fused_kernels, name), constants, warps(lanes)
+    name, tokens, groups = _PRODUCTS[variant]
+    size = tile(architecture // 10, tokens, groups and name == "multiply_integers")
+    constants = {"BLOCK_ROWS": size.rows, "BLOCK_TOKENS": size.tokens, "GROUPED": groups}
+    return getattr(triton_kernels, name), constants, size.warps
 
 
-def _named(counts: dict[str, int], words: tuple[str, ...]) -> str:
-    return ", ".join(f"{word} x{counts[word]}" for word in words if counts[word])
+def _type(argument: str) -> str:
+    return _SCALARS.get(argument) or _POINTERS.get(argument, "i32")
+
+
+def _counts(code: str) -> Counter[str]:
+    """How often each word occurs, without what follows its dots."""
+    return Counter(re.findall(r"\b[A-Z0-9]+\b", code))
+
+
+def _named(counts: Counter[str], words: Mapping[int, str]) -> str:
+    return ", ".join(f"{word} x{counts[word]}" for word in sorted({*words.values()} & {*counts}))
+
+
+def _loops(code: str) -> str:
+    """The lines between a label and a branch back to it."""
+    lines = code.splitlines()
+    label_at: dict[str, int] = {}
+    inside: set[int] = set()
+    for number, line in enumerate(lines):
+        if line.startswith(".L"):
+            label_at[line.rstrip(":")] = number
+        branch = re.search(r"\bBRA\b.*`\((\.L\w+)\)", line)
+        if branch and branch[1] in label_at:
+            inside.update(range(label_at[branch[1]], number))
+    return "\n".join(lines[number] for number in sorted(inside))
 
 
 def _inspect(binary: bytes, tools: Path) -> tuple[str, str]:

@@ -12,8 +12,10 @@ from qvla_ros.evaluate.fidelity import ActionError
 from qvla_ros.models.network import ModelInputs
 from qvla_ros.models.registry import LoadedModel
 from qvla_ros.policy.policy import load_policy
+from qvla_ros.quantize.calibration import CalibrationSet
 
 T = TypeVar("T")
+_TOGETHER = 8  # frames that the float network answers at once
 
 
 def deployed_error(
@@ -22,21 +24,26 @@ def deployed_error(
     frames: Sequence[ModelInputs],
     on_progress: Callable[[int, int], None] | None = None,
 ) -> ActionError:
-    """Ask both about every frame, one at a time as on a robot.
+    """Ask both about every frame; the checkpoint one at a time, as on a robot.
 
     Raises:
         CheckpointError: The checkpoint cannot be read.
     """
     policy = load_policy(checkpoint)
-    answers, expected = [], []
+    exact = NormalizedActions(_float_answers(model, frames))
+    answers = []
     for done, frame in enumerate(frames, start=1):
         answers.append(policy.normalized_actions(frame)[0].numpy())
-        with torch.no_grad():
-            expected.append(model.network(frame)[0].numpy())
         if on_progress is not None:
             on_progress(done, len(frames))
-    exact = NormalizedActions(np.stack(expected))
     return NormalizedActions(np.stack(answers)).error_against(exact, model.processing)
+
+
+def _float_answers(model: LoadedModel, frames: Sequence[ModelInputs]) -> np.ndarray:
+    """Several frames together, so that weights that are fetched are fetched less often."""
+    batches = CalibrationSet(tuple(frames), "").batches(_TOGETHER)
+    with torch.no_grad():
+        return np.concatenate([model.network(batch).numpy() for batch in batches])
 
 
 def quality(error: ActionError, kind: str, frames: int) -> dict[str, float]:

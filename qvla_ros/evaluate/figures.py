@@ -54,7 +54,8 @@ def _trace(axes: "Axes", times: np.ndarray, values: np.ndarray, label: str, inde
         values,
         label=label,
         color=series_colour(index),
-        linewidth=1.25 if first else 1.9,
+        # The second one is wide, so that it is seen behind a first one that follows it closely.
+        linewidth=(1.25, 4.0)[index] if index < 2 else 1.9,
         alpha=1.0 if first else 0.5,
         zorder=3 if first else 2,
     )

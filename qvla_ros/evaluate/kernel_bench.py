@@ -4,14 +4,17 @@ import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import torch
 from torch.nn.functional import linear
 
 from qvla_ros.checkpoint.bitpack import BLOCK_COLUMNS
 from qvla_ros.checkpoint.packed_linear import PackedLinear
-from qvla_ros.evaluate.turns import relative_speed, time_in_turns
+from qvla_ros.evaluate.cpu_rivals import present_rivals, rivals
+from qvla_ros.evaluate.turns import relative_speed, speed_interval, time_in_turns
 from qvla_ros.kernels.operand import LinearOperand
+from qvla_ros.kernels.quantized_linear import QuantizedLinear
 from qvla_ros.kernels.selection import select_kernel
 from qvla_ros.kernels.workspace import workspace_bytes
 
@@ -46,7 +49,9 @@ class KernelTimes:
         columns: Input channels.
         tokens: Rows of the input.
         milliseconds: Median time of one product by candidate.
-        speed: Speed relative to the baseline by candidate: more than 1 is faster.
+        speed: Speed relative to the baseline by candidate, the median of the turns: more than 1 is
+            faster.
+        speed_interval: 95 % interval of each.
     """
 
     rows: int
@@ -54,6 +59,7 @@ class KernelTimes:
     tokens: int
     milliseconds: dict[str, float]
     speed: dict[str, float]
+    speed_interval: dict[str, tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +69,7 @@ class KernelBench:
     Attributes:
         times: One for each shape and number of tokens.
         kernels: Candidate name to the kernel that multiplied, and why.
+        rivals: Products of others to ``"timed"``, or to why they were not.
         resident_weight_ratio: Bytes of a packed layer, all of its indices included, over its
             bf16 bytes; the largest over the shapes, by candidate.
         average_bits_per_weight: Mean width of the packed weights.
@@ -73,6 +80,7 @@ class KernelBench:
 
     times: tuple[KernelTimes, ...]
     kernels: dict[str, str]
+    rivals: dict[str, str]
     resident_weight_ratio: dict[str, float]
     average_bits_per_weight: float
     scratch_bytes: int
@@ -129,7 +137,7 @@ def bench_kernels(
         for rows, columns in shapes:
             layers = {p.name: synthetic_layer(rows, columns, p) for p in PACKINGS}
             for name, layer in layers.items():
-                ratio = _resident_bytes(layer) / (2 * rows * columns)
+                ratio = QuantizedLinear(layer).memory_bytes() / (2 * rows * columns)
                 ratios[name] = max(ratios[name], ratio)
             weight = torch.randn(rows, columns).bfloat16()
             for count in tokens:
@@ -143,6 +151,7 @@ def bench_kernels(
     return KernelBench(
         times=tuple(times),
         kernels={name: f"{choice.name}: {choice.reason}" for name, choice in choices.items()},
+        rivals=present_rivals(),
         resident_weight_ratio=ratios,
         average_bits_per_weight=sum(bits * share for bits, share in ROW_SHARES.items()),
         scratch_bytes=workspace_bytes(),
@@ -178,11 +187,6 @@ def synthetic_layer(rows: int, columns: int, packing: _Packing, seed: int = 0) -
     )
 
 
-def _resident_bytes(layer: PackedLinear) -> int:
-    operand = LinearOperand.prepare(layer)
-    return layer.nbytes + operand.order.nbytes + operand.gather.nbytes
-
-
 def _packed_product(
     x: torch.Tensor,
     layer: PackedLinear,
@@ -200,7 +204,7 @@ def _clone(layer: PackedLinear) -> PackedLinear:
 
 
 def _torch_products(x: torch.Tensor, weight: torch.Tensor) -> Iterator[tuple[str, Product]]:
-    """PyTorch's own: plain, prepacked, and its weight-only integer products where they are."""
+    """PyTorch's own: plain, prepacked, and its integer products where they are."""
     plain = _rotation(_copies(weight, weight.nbytes, torch.Tensor.clone))
     yield "bf16", lambda: linear(x, next(plain))
     prepack = torch.ops.mkldnn._reorder_linear_weight
@@ -209,28 +213,13 @@ def _torch_products(x: torch.Tensor, weight: torch.Tensor) -> Iterator[tuple[str
         [prepack(copy, len(x)) for copy in _copies(weight, weight.nbytes, torch.Tensor.clone)]
     )
     yield BASELINE, lambda: pointwise(x, next(laid_out), None, "none", [], "")
-    yield from _torch_integer_products(x, weight)
+    for name, packed, product in rivals(x, weight):
+        copies = _rotation(_copies(packed, packed.nbytes, torch.Tensor.clone))
+        yield name, partial(_next_product, product, copies)
 
 
-def _torch_integer_products(
-    x: torch.Tensor, weight: torch.Tensor
-) -> Iterator[tuple[str, Product]]:
-    """Weight-only int8 and int4 of the PyTorch that is installed, if it has them."""
-    rows, columns = weight.shape
-    # Other sizes crash inside of PyTorch (2.13) instead of being refused.
-    if hasattr(torch, "_weight_int8pack_mm") and columns % 16 == 0:
-        bytes_ = torch.randint(-127, 127, (rows, columns), dtype=torch.int8)
-        scales = torch.ones(rows, dtype=torch.bfloat16)
-        int8 = _rotation(_copies(bytes_, bytes_.nbytes, torch.Tensor.clone))
-        yield "torch_int8", lambda: torch._weight_int8pack_mm(x, next(int8), scales)
-    group = 128
-    if hasattr(torch, "_weight_int4pack_mm_for_cpu") and columns % group == 0 and rows % 16 == 0:
-        codes = torch.randint(0, 16, (rows, columns), dtype=torch.int32)
-        packed = torch._convert_weight_to_int4pack_for_cpu(codes, 1)
-        grid = torch.ones(columns // group, rows, 2, dtype=torch.bfloat16)
-        int4 = _rotation(_copies(packed, packed.nbytes, torch.Tensor.clone))
-        product = torch._weight_int4pack_mm_for_cpu
-        yield "torch_int4", lambda: product(x, next(int4), group, grid)
+def _next_product(product: Callable[[torch.Tensor], object], copies: Iterator) -> object:
+    return product(next(copies))
 
 
 def _copies(item: object, nbytes: int, clone: Callable) -> list:
@@ -246,11 +235,13 @@ def _rotation(items: list) -> Iterator:
 def _compare(
     rows: int, columns: int, tokens: int, candidates: Mapping[str, Product], repeats: int
 ) -> KernelTimes:
-    seconds = time_in_turns(candidates, repeats)
+    # A network multiplies layer after layer by one kernel; only weights are new to the caches.
+    seconds = time_in_turns(candidates, repeats, lead_in=1)
     return KernelTimes(
         rows,
         columns,
         tokens,
         {name: 1e3 * statistics.median(values) for name, values in seconds.items()},
         relative_speed(seconds, BASELINE),
+        speed_interval(seconds, BASELINE),
     )

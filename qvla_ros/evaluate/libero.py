@@ -7,6 +7,7 @@ called. Training data, bags and closed loop all use this renderer.
 """
 
 import contextlib
+import hashlib
 import importlib.metadata
 import io
 import logging
@@ -192,6 +193,12 @@ def to_environment_convention(action: np.ndarray) -> np.ndarray:
     command = np.clip(np.asarray(action, np.float64), -1, 1)
     command[6] = -1.0 if action[6] > 0.5 else 1.0
     return command
+
+
+def actions_digest(actions: np.ndarray) -> str:
+    """SHA-256 of executed actions ``[steps, 7]``, as the simulator takes them, in float32."""
+    commands = np.array([to_environment_convention(action) for action in actions], "<f4")
+    return hashlib.sha256(commands.tobytes()).hexdigest()
 
 
 def mujoco_version() -> str:

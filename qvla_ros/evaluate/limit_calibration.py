@@ -10,6 +10,7 @@ import numpy as np
 
 from qvla_ros.errors import CalibrationError
 from qvla_ros.evaluate.episode import RecordedActions
+from qvla_ros.evaluate.rate_bound import upper_bound
 from qvla_ros.policy.action_limits import ActionLimits
 
 LEAST_SPAN = 1e-3
@@ -50,6 +51,30 @@ class Trips:
 
 
 @dataclass(frozen=True, slots=True)
+class HeldOut:
+    """Each recording judged by limits of all the others.
+
+    The chunks of a recording are alike, so recordings are what counts as independent.
+
+    Attributes:
+        trips: Of all chunks.
+        recordings: Judged.
+        refused: Recordings with a chunk that was refused.
+        least_margin: The least margin with which none would have been.
+    """
+
+    trips: Trips
+    recordings: int
+    refused: int
+    least_margin: float
+
+    @property
+    def bound(self) -> float:
+        """At 95 %, at most this share of clean recordings has a chunk that is refused."""
+        return upper_bound(self.refused, self.recordings)
+
+
+@dataclass(frozen=True, slots=True)
 class CalibratedLimits:
     """Limits, and what they did to recordings that they were not made of.
 
@@ -64,13 +89,15 @@ class CalibratedLimits:
     limits: ActionLimits
     margin: float
     chunks: int
-    heldout: Trips | None
+    heldout: HeldOut | None
 
     def to_yaml(self, provenance: Mapping[str, object]) -> dict[str, object]:
         """The content of a limits file: plain values."""
         names, columns = self.limits.names, ("lower", "upper", "max_step")
         table = {column: getattr(self.limits, column).tolist() for column in columns}
-        rates = None if self.heldout is None else self.heldout.by_limit / self.heldout.chunks
+        heldout, rates = self.heldout, None
+        if heldout is not None:
+            rates = heldout.trips.by_limit / heldout.trips.chunks
         return {
             "limits": {
                 name: {column: table[column][index] for column in columns}
@@ -86,8 +113,12 @@ class CalibratedLimits:
                 **provenance,
                 "margin": self.margin,
                 "chunks": self.chunks,
-                "heldout_chunks": 0 if self.heldout is None else self.heldout.chunks,
-                "heldout_refused": 0 if self.heldout is None else self.heldout.refused,
+                "heldout_chunks": 0 if heldout is None else heldout.trips.chunks,
+                "heldout_refused": 0 if heldout is None else heldout.trips.refused,
+                "heldout_bags": 0 if heldout is None else heldout.recordings,
+                "heldout_bags_refused": 0 if heldout is None else heldout.refused,
+                "refused_bags_at_most": 1.0 if heldout is None else heldout.bound,
+                "least_margin": None if heldout is None else heldout.least_margin,
             },
         }
 
@@ -151,20 +182,55 @@ def calibrate_limits(
             raise CalibrationError(
                 f"bag {index + 1} of {len(recordings)} gives an action that is not finite"
             )
-    heldout = None
-    if len(recordings) > 1:
-        for index, chunks in enumerate(recordings):
-            others = [one for place, one in enumerate(recordings) if place != index]
-            trips = count_trips(_limits(others, names, margin), chunks)
-            heldout = trips if heldout is None else heldout + trips
     total = sum(map(len, recordings))
+    heldout = _held_out(recordings, names, margin) if len(recordings) > 1 else None
     return CalibratedLimits(_limits(recordings, names, margin), margin, total, heldout)
 
 
+def _held_out(recordings: Sequence[np.ndarray], names: Sequence[str], margin: float) -> HeldOut:
+    trips: list[Trips] = []
+    margins: list[float] = []
+    for index, chunks in enumerate(recordings):
+        others = [one for place, one in enumerate(recordings) if place != index]
+        trips.append(count_trips(_limits(others, names, margin), chunks))
+        margins.append(_margin_needed(others, chunks))
+    total = trips[0]
+    for one in trips[1:]:
+        total += one
+    refused = sum(one.refused > 0 for one in trips)
+    return HeldOut(total, len(recordings), refused, max(margins))
+
+
+def _margin_needed(others: Sequence[np.ndarray], chunks: np.ndarray) -> float:
+    """The least margin with which limits of ``others`` let all of ``chunks`` through."""
+    seen, wanted = _Extremes.of(np.concatenate(others)), _Extremes.of(chunks)
+    span = np.maximum(seen.upper - seen.lower, LEAST_SPAN)
+    step = np.maximum(seen.step, LEAST_SPAN)
+    beyond = (
+        (seen.lower - wanted.lower) / span,
+        (wanted.upper - seen.upper) / span,
+        (wanted.step - seen.step) / step,
+    )
+    return max(0.0, float(np.max(beyond)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Extremes:
+    """Least, greatest and greatest change of each dimension, ``[action_dim]``."""
+
+    lower: np.ndarray
+    upper: np.ndarray
+    step: np.ndarray
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> "_Extremes":
+        steps = np.abs(np.diff(values, axis=1)).max(axis=(0, 1), initial=0.0)
+        return cls(values.min(axis=(0, 1)), values.max(axis=(0, 1)), steps)
+
+
 def _limits(recordings: Sequence[np.ndarray], names: Sequence[str], margin: float) -> ActionLimits:
-    values = np.concatenate(recordings)
-    lower, upper = values.min(axis=(0, 1)), values.max(axis=(0, 1))
-    step = np.abs(np.diff(values, axis=1)).max(axis=(0, 1), initial=0.0)
-    extra = margin * np.maximum(upper - lower, LEAST_SPAN)
-    max_step = step + margin * np.maximum(step, LEAST_SPAN)
-    return ActionLimits(tuple(names), lower - extra, upper + extra, max_step.astype(np.float32))
+    seen = _Extremes.of(np.concatenate(recordings))
+    extra = margin * np.maximum(seen.upper - seen.lower, LEAST_SPAN)
+    max_step = seen.step + margin * np.maximum(seen.step, LEAST_SPAN)
+    lower, upper = seen.lower - extra, seen.upper + extra
+    return ActionLimits(tuple(names), lower, upper, max_step.astype(np.float32))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from qvla_ros.evaluate.turns import relative_speed, time_in_turns
+from qvla_ros.evaluate.turns import relative_speed, speed_interval, time_in_turns
 from qvla_ros.kernels.quantized_linear import QuantizedLinear
 from qvla_ros.models.registry import replace_module
 from qvla_ros.observation import Observation
@@ -25,7 +25,8 @@ class ModelBench:
     Attributes:
         milliseconds: Median time of the network by variant: ``"bf16"``, ``"packed"`` (as stored),
             ``"packed_a16"`` and ``"packed_a8"`` (all layers with those activations).
-        speed: Speed relative to bf16 by variant: more than 1 is faster.
+        speed: Speed relative to bf16 by variant, the median of the turns: more than 1 is faster.
+        speed_interval: 95 % interval of each.
         memory_bytes: Weights by kind of each variant.
         weight_ratio: Packed weights over the bf16 weights of the same layers and parameters.
         threads: PyTorch's threads.
@@ -34,6 +35,7 @@ class ModelBench:
 
     milliseconds: dict[str, float]
     speed: dict[str, float]
+    speed_interval: dict[str, tuple[float, float]]
     memory_bytes: dict[str, dict[str, int]]
     weight_ratio: float
     threads: int
@@ -69,6 +71,7 @@ def bench_model(
     return ModelBench(
         milliseconds={name: 1e3 * statistics.median(times) for name, times in seconds.items()},
         speed=relative_speed(seconds, BASELINE),
+        speed_interval=speed_interval(seconds, BASELINE),
         memory_bytes=memory,
         weight_ratio=sum(memory["packed"].values()) / sum(memory[BASELINE].values()),
         threads=torch.get_num_threads(),

@@ -1,18 +1,24 @@
 """Does a replay say what the node said? Published chunks against the inputs of their own bag."""
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from qvla_ros.action_chunk import ActionChunk
 from qvla_ros.errors import CalibrationError
 from qvla_ros.evaluate.bag_layout import BagLayout
 from qvla_ros.evaluate.bag_reader import BagMessage, read_bag
 from qvla_ros.evaluate.episode import Episode, read_episode
+from qvla_ros.policy.chunk_scheduler import ChunkScheduler
+from qvla_ros.policy.chunk_strategy import ChunkStrategy, LatestOnly
 from qvla_ros.policy.frame_sync import SyncSettings
 from qvla_ros.policy.inference import ServedPolicy
+from qvla_ros.policy.schedule import SchedulerSettings
+from qvla_ros.sensor_messages import stamp_to_ns
 
 CHUNK_TYPE = "qvla_ros/msg/ActionChunk"
 
@@ -24,14 +30,60 @@ class Parity:
     Attributes:
         chunks: Chunks in the bag; holds are none.
         unmatched: No inputs of the bag make an observation of the chunk's stamp and instruction.
+        unknown: Chunks that were mixed with one that is not in the bag, or is unmatched.
         mismatches: The replay's chunk has another size, or differs by more than the tolerance.
         greatest_difference: Of any value of the chunks that were compared, robot units.
     """
 
     chunks: int
     unmatched: int
+    unknown: int
     mismatches: int
     greatest_difference: float
+
+
+@dataclass(frozen=True, slots=True)
+class Planner:
+    """How a node makes chunks of what its policy says.
+
+    Attributes:
+        settings: Of its scheduler: the time to live and, where chunks are clamped, the limits.
+        strategy: What it makes of overlapping chunks.
+    """
+
+    settings: SchedulerSettings
+    strategy: ChunkStrategy
+
+    @classmethod
+    def of(
+        cls, policy: ServedPolicy, strategy: ChunkStrategy | None = None, ttl_ns: int = 0
+    ) -> "Planner":
+        """A node without limits.
+
+        Args:
+            policy: What it serves.
+            strategy: ``None`` for ``latest_only``.
+            ttl_ns: A chunk's time to live; 0 is the policy's horizon, as of the node's parameter.
+        """
+        horizon_ns = policy.horizon * policy.period_ns
+        settings = SchedulerSettings(ttl_ns or horizon_ns, max_observation_age_ns=horizon_ns)
+        return cls(settings, strategy or LatestOnly())
+
+    def plan(
+        self, before: Sequence[tuple[ActionChunk, int]], chunk: ActionChunk, now_ns: int
+    ) -> np.ndarray | None:
+        """What is published of a chunk, ``float32 [horizon, action_dim]``; ``None`` if nothing.
+
+        Args:
+            before: The episode's chunks before it, each with the time at which it was taken.
+            chunk: As the policy says it.
+            now_ns: When it was taken.
+        """
+        scheduler = ChunkScheduler(self.settings, self.strategy)
+        for earlier, at_ns in before[-self.strategy.depth :]:
+            scheduler.accept(earlier, at_ns)
+        planned = scheduler.accept(chunk, now_ns).planned
+        return None if planned is None else planned.actions
 
 
 def check_parity(
@@ -40,13 +92,11 @@ def check_parity(
     layout: BagLayout,
     topic: str = "/policy/action_chunk",
     settings: SyncSettings | None = None,
+    planner: Planner | None = None,
     tolerance: float = 0.0,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Parity:
-    """Infer again from the inputs of every chunk that a node has published.
-
-    The node has to publish chunks as the policy says them: strategy ``latest_only``, nothing
-    clamped.
+    """Infer again from the inputs of every chunk that a node has published, and plan as it did.
 
     Args:
         policy: The checkpoint that the node served.
@@ -55,6 +105,7 @@ def check_parity(
         layout: Where the inputs stand.
         topic: Where the chunks stand.
         settings: The node's limits in time.
+        planner: How the node planned; ``None`` for ``latest_only`` without limits.
         tolerance: Greatest difference of a value that is no mismatch, robot units.
         on_progress: Called with chunks done and chunks in all.
 
@@ -62,22 +113,67 @@ def check_parity(
         CalibrationError: The bag cannot be read, or it holds no chunk.
     """
     messages = read_bag(path, {topic: (CHUNK_TYPE,)}).of(topic)
-    published = [one for one in messages if one.message.horizon > 0]
-    if not published:
+    count = sum(one.message.horizon > 0 for one in messages)
+    if count == 0:
         raise CalibrationError(f"bag {path}, topic {topic}: holds no chunk")
     episode = read_episode(path, layout, settings)
-    by_key = _index(episode)
-    unmatched, differences = 0, []
-    for done, one in enumerate(published, start=1):
-        indices = by_key.get((one.stamp_ns, one.message.instruction), [])
-        if indices:
-            differences.append(min(_difference(policy, episode, i, one) for i in indices))
-        else:
-            unmatched += 1
+    replay = _Replay(policy, episode, planner or Planner.of(policy))
+    for one in messages:
+        replay.look(one)
         if on_progress is not None:
-            on_progress(done, len(published))
+            on_progress(replay.chunks, count)
+    differences = replay.differences
     mismatches = sum(not difference <= tolerance for difference in differences)
-    return Parity(len(published), unmatched, mismatches, max(differences, default=0.0))
+    greatest = max(differences, default=0.0)
+    return Parity(count, replay.unmatched, replay.unknown, mismatches, greatest)
+
+
+class _Replay:
+    """Says again what a node said, message by message in the order of publishing."""
+
+    def __init__(self, policy: ServedPolicy, episode: Episode, planner: Planner) -> None:
+        self.chunks = self.unmatched = self.unknown = 0
+        self.differences: list[float] = []
+        self._policy, self._episode, self._planner = policy, episode, planner
+        self._by_key = _index(episode)
+        self._episode_id, self._next_seq, self._is_whole = -1, 0, True
+        self._before: list[tuple[ActionChunk, int]] = []
+
+    def look(self, published: BagMessage) -> None:
+        """Compare a chunk with what the replay makes of its inputs, or take note of a hold."""
+        message = published.message
+        if message.horizon == 0:  # it forgot all chunks before it
+            self._begin(message.episode_id, message.seq + 1)
+            return
+        if message.episode_id != self._episode_id:
+            self._begin(message.episode_id, 0)
+        self.chunks += 1
+        self._is_whole &= message.seq == self._next_seq
+        self._next_seq = message.seq + 1
+        self._compare(published)
+
+    def _begin(self, episode_id: int, seq: int) -> None:
+        self._episode_id, self._next_seq, self._is_whole = episode_id, seq, True
+        self._before = []
+
+    def _compare(self, published: BagMessage) -> None:
+        message = published.message
+        taken_ns = stamp_to_ns(message.accepted_stamp)
+        found = []
+        for index in self._by_key.get((published.stamp_ns, message.instruction), []):
+            said = self._policy.infer(self._episode.observations[index]).chunk
+            planned = self._planner.plan(self._before, said, taken_ns)
+            found.append((_difference(planned, message), said))
+        if not found:
+            self.unmatched += 1
+            self._is_whole = False
+            return
+        difference, said = min(found, key=lambda one: one[0])
+        self._before.append((said, taken_ns))
+        if self._is_whole or self._planner.strategy.depth == 1:
+            self.differences.append(difference)
+        else:
+            self.unknown += 1
 
 
 def _index(episode: Episode) -> dict[tuple[int, str], list[int]]:
@@ -92,11 +188,8 @@ def _index(episode: Episode) -> dict[tuple[int, str], list[int]]:
     return found
 
 
-def _difference(
-    policy: ServedPolicy, episode: Episode, index: int, published: BagMessage
-) -> float:
-    said = policy.infer(episode.observations[index]).chunk.actions
-    message = published.message
-    if (message.horizon, message.dim) != said.shape or message.data.size != said.size:
+def _difference(planned: np.ndarray | None, message: Any) -> float:
+    shape = (message.horizon, message.dim)
+    if planned is None or planned.shape != shape or message.data.size != planned.size:
         return float("inf")
-    return float(np.abs(said - message.data.reshape(said.shape)).max())
+    return float(np.abs(planned - message.data.reshape(shape)).max())

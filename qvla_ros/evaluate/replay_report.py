@@ -106,7 +106,7 @@ def _tiles(summary: ReplaySummary) -> dict[str, str]:
         tiles["L1 against the reference"] = _l1(error)
         tiles["gripper flips"] = f"{error.gripper_flips} / {error.gripper_values}"
     if summary.latency is not None:
-        tiles["latency p50 / p99"] = f"{summary.latency.p50:.0f} / {summary.latency.p99:.0f} ms"
+        tiles["latency, ms: p50 / p99"] = f"{summary.latency.p50:.0f} / {summary.latency.p99:.0f}"
     tiles["deadline misses"] = str(summary.deadline_misses)
     return tiles
 
@@ -194,9 +194,12 @@ def _add_refusals(report: Report, summary: ReplaySummary) -> None:
         for reason, count in sorted(reasons.items(), key=lambda item: -item[1])
     ]
     report.add_heading("What was not used, and why")
+    if not rows:
+        report.add_text("Everything was used, and at each instant there was an action.")
+        return
     report.add_table(
         ("what", "reason", "count"),
         rows,
         "Samples, observations and chunks that were not used, instants without an action, and "
-        "chunks that the limits would refuse. Nothing here: the bags are clean.",
+        "chunks that the limits would refuse.",
     )

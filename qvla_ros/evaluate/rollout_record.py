@@ -1,6 +1,7 @@
 """The results of roll-outs as a file of JSON lines, one distinct episode a line."""
 
 import json
+import lzma
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -14,6 +15,33 @@ EpisodeKey = tuple[str, int, int]
 
 
 @dataclass(frozen=True, slots=True)
+class RosFacts:
+    """What only an episode through ROS 2 can tell.
+
+    Attributes:
+        real_time_factor: Simulated seconds in a second; 0: the clock waited for every command.
+        camera_every: Control steps from one image to the next.
+        chunks: Chunks that came.
+        chunk_age_ms: Median, 95 % point and maximum, over the executed steps, of how old the
+            observation behind the command was, in simulated milliseconds.
+        deadline_misses: Control steps for which there was no chunk to follow: the robot stood.
+        expired_chunks: What the policy node counted as deadline misses: chunks that ran out before
+            the next one came.
+        drops: What the policy node and the adapter did not use, by reason.
+        resent: How often a frame had to be sensed again because nobody answered.
+    """
+
+    real_time_factor: float
+    camera_every: int
+    chunks: int
+    chunk_age_ms: tuple[float, float, float]
+    deadline_misses: int
+    expired_chunks: int
+    drops: dict[str, int]
+    resent: int
+
+
+@dataclass(frozen=True, slots=True)
 class RolloutRecord:
     """One episode of one policy.
 
@@ -23,10 +51,12 @@ class RolloutRecord:
         initial_state: Index of the official initial state.
         success: Whether the goal was reached.
         steps: Executed control steps.
-        actions_sha256: Over the executed actions as little-endian float32.
+        actions_sha256: Over the executed actions as the simulator takes them (clipped, the gripper
+            -1 or 1), as little-endian float32.
         policy_sha256: Of the checkpoint or model folder.
         quant_tag: How the policy is quantized, in words.
         mujoco: Version of the simulator.
+        ros: How the messages fared; ``None`` for an episode in process.
     """
 
     suite: str
@@ -38,6 +68,7 @@ class RolloutRecord:
     policy_sha256: str
     quant_tag: str
     mujoco: str
+    ros: RosFacts | None = None
 
     @property
     def key(self) -> EpisodeKey:
@@ -54,17 +85,41 @@ def parse_record(line: str) -> RolloutRecord:
     values = json.loads(line)
     if not isinstance(values, dict):
         raise ValueError("it is not a JSON object")
-    wanted = {each.name: each.type for each in fields(RolloutRecord)}
-    if set(values) != set(wanted):
-        raise ValueError(f"its fields are {sorted(values)}, not {sorted(wanted)}")
-    for name, kind in wanted.items():
+    ros = values.pop("ros", None)
+    plain = {each.name: each.type for each in fields(RolloutRecord) if each.name != "ros"}
+    _check_fields(values, plain)
+    return RolloutRecord(**values, ros=None if ros is None else parse_ros_facts(ros))
+
+
+def parse_ros_facts(values: object) -> RosFacts:
+    """Read a JSON object, strictly.
+
+    Raises:
+        ValueError: Its fields or their types are not those of ``RosFacts``.
+    """
+    if not isinstance(values, dict):
+        raise ValueError("'ros' is not a JSON object")
+    kinds: dict[str, object] = {each.name: int for each in fields(RosFacts)}
+    kinds |= {"real_time_factor": float, "chunk_age_ms": list, "drops": dict}
+    _check_fields(values, kinds)
+    ages, drops = values["chunk_age_ms"], values["drops"]
+    if [type(age) for age in ages] != [float] * 3:
+        raise ValueError(f"'chunk_age_ms' is {ages!r}, which is no three numbers")
+    if any(type(count) is not int for count in drops.values()):
+        raise ValueError(f"'drops' is {drops!r}, which holds no counts")
+    return RosFacts(**{**values, "chunk_age_ms": tuple(ages)})
+
+
+def _check_fields(values: dict, kinds: dict) -> None:
+    if set(values) != set(kinds):
+        raise ValueError(f"its fields are {sorted(values)}, not {sorted(kinds)}")
+    for name, kind in kinds.items():
         if type(values[name]) is not kind:
             raise ValueError(f"{name!r} is {values[name]!r}, which is no {kind}")
-    return RolloutRecord(**values)
 
 
 def read_records(path: Path) -> list[RolloutRecord]:
-    """Read a file of records; none if it does not exist.
+    """Read a file of records, compressed if it is named ``.xz``; none if it does not exist.
 
     Raises:
         ConfigurationError: A line is no record, an episode stands there twice, or the file mixes
@@ -72,8 +127,13 @@ def read_records(path: Path) -> list[RolloutRecord]:
     """
     if not path.exists():
         return []
+    try:
+        data = path.read_bytes()
+        lines = (lzma.decompress(data) if path.suffix == ".xz" else data).decode().splitlines()
+    except (lzma.LZMAError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} is damaged: {error}") from error
     records: list[RolloutRecord] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         try:
             records.append(parse_record(line))
         except ValueError as error:
@@ -83,11 +143,18 @@ def read_records(path: Path) -> list[RolloutRecord]:
 
 
 def write_records(path: Path, records: Iterable[RolloutRecord]) -> None:
-    """Write all records atomically."""
+    """Write all records atomically, compressed if the file is named ``.xz``."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    data = "".join(f"{_line(record)}\n" for record in records).encode()
     with atomic_file(path) as stream:
-        for record in records:
-            stream.write(f"{json.dumps(asdict(record), sort_keys=True)}\n".encode())
+        stream.write(lzma.compress(data, preset=9) if path.suffix == ".xz" else data)
+
+
+def _line(record: RolloutRecord) -> str:
+    values = asdict(record)
+    if record.ros is None:
+        del values["ros"]
+    return json.dumps(values, sort_keys=True)
 
 
 def check_same_run(path: Path, records: Sequence[RolloutRecord], policy: str, mujoco: str) -> None:

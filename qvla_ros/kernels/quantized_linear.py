@@ -16,8 +16,9 @@ class QuantizedLinear(nn.Module):
     """``y = x · Wᵀ + bias`` with a packed weight; for inference only, it has no parameters.
 
     All its state is in buffers: ``segment<bits>_codes``, ``segment<bits>_scale``,
-    ``segment<bits>_zero``, ``row_order``, ``input_columns``, ``bias``, and two index tensors that
-    follow from ``row_order``. The packed tensors are held, not copied.
+    ``segment<bits>_zero``, ``input_columns``, ``bias``, and the two orders of rows that a
+    `LinearOperand` has. The packed tensors are held, not copied; ``row_order`` is a part of
+    ``order``.
 
     Args:
         packed: The weight.
@@ -31,7 +32,6 @@ class QuantizedLinear(nn.Module):
 
     order: torch.Tensor
     gather: torch.Tensor
-    row_order: torch.Tensor
     input_columns: torch.Tensor | None
     bias: torch.Tensor | None
 
@@ -51,14 +51,15 @@ class QuantizedLinear(nn.Module):
             self.register_buffer(prefix + "codes", segment.codes)
             self.register_buffer(prefix + "scale", segment.scale)
             self.register_buffer(prefix + "zero", segment.zero)
-        self.register_buffer("row_order", packed.row_order)
         self.register_buffer("input_columns", packed.input_columns)
         self.register_buffer("bias", None if bias is None else bias.detach())
         operand = LinearOperand.prepare(packed, self.bias)
-        self.register_buffer("order", operand.order, persistent=False)
+        self.register_buffer("order", operand.order)
         self.register_buffer("gather", operand.gather, persistent=False)
         self._in_order = operand.in_order
-        self._operand: LinearOperand | None = operand
+        self._stored_rows = packed.stored_rows
+        self._choices: dict[tuple[torch.device, torch.dtype], KernelChoice] = {}
+        self._operand: LinearOperand | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``[..., columns]`` to ``[..., rows]`` in the dtype of ``x``."""
@@ -73,7 +74,11 @@ class QuantizedLinear(nn.Module):
 
     def kernel_for(self, x: torch.Tensor) -> KernelChoice:
         """Which kernel multiplies ``x [batch, columns]``, and why."""
-        return select_kernel(x.device, x.dtype, self.kernel_name, self.activation_bits)
+        choice = self._choices.get((x.device, x.dtype))
+        if choice is None:
+            choice = select_kernel(x.device, x.dtype, self.kernel_name, self.activation_bits)
+            self._choices[x.device, x.dtype] = choice
+        return choice
 
     @property
     def packed(self) -> PackedLinear:
@@ -99,7 +104,7 @@ class QuantizedLinear(nn.Module):
                 self.rows,
                 self.columns,
                 segments,
-                self.row_order,
+                self.order[: self._stored_rows],
                 self.activation_bits,
                 self.input_columns,
             )
@@ -108,6 +113,15 @@ class QuantizedLinear(nn.Module):
                 packed, self.bias, self.order, self.gather, self._in_order
             )
         return self._operand
+
+    def hold(self, packed: PackedLinear) -> None:
+        """Hold these tensors of the same values: e.g. views of what several layers share."""
+        for segment in packed.segments:
+            prefix = f"segment{segment.bits}_"
+            setattr(self, prefix + "codes", segment.codes)
+            setattr(self, prefix + "scale", segment.scale)
+            setattr(self, prefix + "zero", segment.zero)
+        self._operand = None
 
     def memory_bytes(self) -> int:
         """Bytes of all buffers: what the layer keeps in memory."""

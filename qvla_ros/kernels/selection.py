@@ -9,6 +9,7 @@ from qvla_ros.errors import ConfigurationError
 from qvla_ros.kernels.cpu import linear_cpu_chunked
 from qvla_ros.kernels.cpu_int8 import linear_cpu_int8
 from qvla_ros.kernels.cpu_native import linear_cpu_native
+from qvla_ros.kernels.cuda_device import triton_obstacle
 from qvla_ros.kernels.native_library import native_library
 from qvla_ros.kernels.operand import Kernel
 from qvla_ros.kernels.reference import linear_reference
@@ -86,11 +87,12 @@ def _choose(
 ) -> tuple[str, str]:
     how = _HOW[activation_bits]
     if device.type != "cpu":
-        return (
-            "reference",
-            "not a CPU: correct but slow, and it dequantizes whole layers; the kernel 'triton' "
-            "can be forced, but it has not run on a GPU yet",
-        )
+        obstacle = triton_obstacle()
+        if obstacle is None and compute_dtype == torch.float32:
+            obstacle = "the Triton kernels multiply bfloat16 or float16"
+        if obstacle is None:
+            return "triton", "CUDA: one launch for all widths, unpacked in registers"
+        return "reference", f"dequantizes whole layers, correct but slow, because {obstacle}"
     if compute_dtype == torch.float16:
         return "cpu_chunked", f"CPU, float16 input: computed in float32; {how}"
     if compute_dtype != torch.bfloat16:

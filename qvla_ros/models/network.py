@@ -10,12 +10,17 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from transformers import LlamaModel
 
-from qvla_ros.models.linear_layer import LinearLayer
+from qvla_ros.models.linear_layer import LinearLayer, Part
 from qvla_ros.models.stages import Stage, State, run_stages
 from qvla_ros.models.vision_backbone import Projector, VisionBackbone
 
 ACTIONS = "actions"
 """Name of the last stage's answer: float32 ``[batch, horizon, action_dim]``, normalised."""
+
+_QUANTIZED: tuple[tuple[str, Part], ...] = (
+    ("vision_backbone", "vision"),
+    ("language_model.model", "language"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +32,23 @@ class ModelInputs:
         token_ids: int64 ``[batch, tokens]``: BOS, then the prompt; one length in a batch.
         end_token_id: Id of the token that closes the sequence.
         state: float ``[batch, state_dim]``, normalised.
+        action_ids: int64 ``[batch, action_dim]`` for networks that decode token by token: the
+            answer whose tokens the stages see; ``None``: the network's own.
     """
 
     pixels: Tensor
     token_ids: Tensor
     end_token_id: int
     state: Tensor
+    action_ids: Tensor | None = None
 
 
 class VlaNetwork(nn.Module, ABC):
     """A vision-language-action network.
+
+    It has two answers, of the same shape. ``forward`` is the one that the robot executes.
+    ``stages()`` end with a differentiable one, for whoever looks into the network: the same where
+    the robot's answer is differentiable itself, else a smooth form of it.
 
     Attributes:
         family: Name that a checkpoint carries, and the registry knows.
@@ -57,16 +69,29 @@ class VlaNetwork(nn.Module, ABC):
 
     @abstractmethod
     def stages(self) -> list[Stage]:
-        """The forward pass, one block at a time, in execution order; it ends with ``ACTIONS``."""
+        """The differentiable answer, block by block in execution order; it ends with ``ACTIONS``."""
 
     @abstractmethod
     def first_state(self, inputs: ModelInputs) -> State:
         """What the first stages read."""
 
-    @abstractmethod
+    def taught(self, inputs: ModelInputs) -> ModelInputs:
+        """The same inputs with everything that ``first_state`` would have to find out by running.
+
+        Worth it for inputs that are looked at more than once, and it fixes the answer whose tokens
+        a changed copy of the network sees.
+        """
+        return inputs
+
     def linear_layers(self) -> list[LinearLayer]:
-        """Every weight matrix that is quantized, in execution order."""
+        """Every weight matrix that is quantized, in execution order: towers and Llama's layers."""
+        layers = []
+        for prefix, part in _QUANTIZED:
+            for name, module in self.get_submodule(prefix).named_modules(prefix=prefix):
+                if isinstance(module, nn.Linear):
+                    layers.append(LinearLayer(name, module.out_features, module.in_features, part))
+        return layers
 
     def forward(self, inputs: ModelInputs) -> Tensor:
-        """Answer normalised actions, float32 ``[batch, horizon, action_dim]``."""
+        """The deployed answer: normalised actions, float32 ``[batch, horizon, action_dim]``."""
         return run_stages(self.stages(), self.first_state(inputs))[ACTIONS]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel
 
 from qvla_ros.models.action_head import L1ActionHead, ProprioProjector
-from qvla_ros.models.linear_layer import LinearLayer, Part
+from qvla_ros.models.llama_layer import run_llama_layer
 from qvla_ros.models.network import ACTIONS, ModelInputs, VlaNetwork
 from qvla_ros.models.stages import Stage, State, run_stages
 from qvla_ros.models.vision_backbone import TOWERS, Projector, VisionBackbone
@@ -39,6 +39,10 @@ class OpenVlaOftConfig:
     horizon: int
     action_dim: int
     state_dim: int
+
+    def __post_init__(self) -> None:
+        if min(self.views, self.horizon, self.action_dim, self.state_dim) < 1:
+            raise ValueError("views, horizon or a dimension is below 1")
 
     @property
     def vision_width(self) -> int:
@@ -125,30 +129,10 @@ class OpenVlaOft(VlaNetwork):
         length = hidden.shape[1]
         # An explicit all-zero additive mask makes every transformers version bidirectional.
         mask = hidden.new_zeros(len(hidden), 1, length, length)
-        positions = torch.arange(length, device=hidden.device)[None]
-        answer = layer(
-            hidden,
-            attention_mask=mask,
-            position_ids=positions,
-            position_embeddings=self.llama.rotary_emb(hidden, positions),
-            use_cache=False,
-        )
-        return answer[0] if isinstance(answer, tuple) else answer  # a tuple before 4.54
+        return run_llama_layer(self.llama, layer, hidden, mask)
 
     def _actions(self, hidden: Tensor) -> Tensor:
         last = hidden.shape[1] - 2
         answers = self.llama.norm(hidden)[:, last - self.config.placeholders : last]
         actions = self.action_head(answers)
         return actions.to(torch.promote_types(actions.dtype, torch.float32))
-
-    def linear_layers(self) -> list[LinearLayer]:
-        """Every weight matrix of the vision towers and the language model, in execution order."""
-        layers = []
-        for name, module in self.named_modules():
-            part = name.split(".", 1)[0]
-            if part not in ("vision_backbone", "language_model"):
-                continue
-            if isinstance(module, nn.Linear):
-                kind: Part = "vision" if part == "vision_backbone" else "language"
-                layers.append(LinearLayer(name, module.out_features, module.in_features, kind))
-        return layers

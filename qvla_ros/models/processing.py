@@ -206,4 +206,27 @@ def stack_inputs(batch: list[ModelInputs]) -> ModelInputs:
         token_ids=torch.cat([inputs.token_ids for inputs in batch]),
         end_token_id=batch[0].end_token_id,
         state=torch.cat([inputs.state for inputs in batch]),
+        action_ids=_stacked_answers(batch),
     )
+
+
+def split_inputs(batch: ModelInputs) -> list[ModelInputs]:
+    """The inverse of ``stack_inputs``: batches of one."""
+    answers = batch.action_ids
+    return [
+        ModelInputs(
+            pixels=batch.pixels[index : index + 1],
+            token_ids=batch.token_ids[index : index + 1],
+            end_token_id=batch.end_token_id,
+            state=batch.state[index : index + 1],
+            action_ids=None if answers is None else answers[index : index + 1],
+        )
+        for index in range(len(batch.pixels))
+    ]
+
+
+def _stacked_answers(batch: list[ModelInputs]) -> torch.Tensor | None:
+    answers = [inputs.action_ids for inputs in batch if inputs.action_ids is not None]
+    if answers and len(answers) != len(batch):
+        raise ValueError("only some of the batch have an answer")
+    return torch.cat(answers) if answers else None

@@ -1,4 +1,4 @@
-"""Read a released OpenVLA-OFT folder, strictly: every key and shape is checked, nothing skipped."""
+"""Read a released OpenVLA folder, strictly: every key and shape is checked, nothing skipped."""
 
 import hashlib
 import json
@@ -13,6 +13,11 @@ from torch import Tensor
 from qvla_ros.errors import UnsupportedModelError
 from qvla_ros.models.released_layout import Shape
 
+SIDE_FILES = ("action_head", "proprio_projector")
+"""Stems of the files that OpenVLA-OFT keeps beside its shards."""
+
+_SHARDS = "model*.safetensors"
+_FLOATS = ("BF16", "F16", "F32")
 _REFUSED = {
     "film": ("vision_backbone--*.pt", "FiLM-conditioned vision backbones are not supported"),
     "diffusion": ("noisy_action_projector--*.pt", "diffusion action heads are not supported"),
@@ -25,6 +30,7 @@ class SmallFiles:
 
     Attributes:
         path: The folder.
+        family: ``"openvla_oft"`` or ``"openvla"``, by what the folder holds.
         config: ``config.json``.
         preprocessor: ``preprocessor_config.json``.
         statistics: ``dataset_statistics.json`` (or ``norm_stats`` of ``config.json``).
@@ -32,6 +38,7 @@ class SmallFiles:
     """
 
     path: Path
+    family: str
     config: dict
     preprocessor: dict
     statistics: dict
@@ -46,6 +53,7 @@ def open_small_files(path: Path) -> SmallFiles:
     """
     if not path.is_dir():
         raise UnsupportedModelError(f"{path} is not a folder with a model in it")
+    _refuse_lora_alone(path)
     config = read_json(path / "config.json")
     if config.get("model_type") != "openvla":
         raise UnsupportedModelError(
@@ -57,6 +65,7 @@ def open_small_files(path: Path) -> SmallFiles:
     statistics_file = path / "dataset_statistics.json"
     return SmallFiles(
         path=path,
+        family=_family(path, config),
         config=config,
         preprocessor=read_json(path / "preprocessor_config.json"),
         statistics=(
@@ -65,6 +74,27 @@ def open_small_files(path: Path) -> SmallFiles:
             else config.get("norm_stats", {})
         ),
         tokenizer_json=_read_text(path / "tokenizer.json"),
+    )
+
+
+def _refuse_lora_alone(path: Path) -> None:
+    adapters = [one for one in ("adapter_config.json", "lora_adapter") if (path / one).exists()]
+    if adapters and not list(path.glob(_SHARDS)):
+        raise UnsupportedModelError(
+            f"{path} holds a LoRA adapter ({adapters[0]}) without the model that it changes: "
+            "merge it into the base model first"
+        )
+
+
+def _family(path: Path, config: dict) -> str:
+    """An action head makes it OFT; so does a state projector, whose head is then missed."""
+    if any(list(path.glob(f"{stem}--*checkpoint.pt")) for stem in SIDE_FILES):
+        return "openvla_oft"
+    if config.keys() & {"n_action_bins", "norm_stats"}:
+        return "openvla"
+    raise UnsupportedModelError(
+        f"{path} has no action_head--*checkpoint.pt (as OpenVLA-OFT has) and its config.json "
+        "neither n_action_bins nor norm_stats (as OpenVLA has): it is of no family that is known"
     )
 
 
@@ -113,21 +143,68 @@ def find_shards(path: Path) -> dict[str, Path]:
             f"{path} has neither model.safetensors.index.json nor model.safetensors "
             "(a LoRA-only folder must be merged first)"
         )
-    with _open_shard(single) as shard:
+    with open_shard(single) as shard:
         return dict.fromkeys(shard.keys(), single)
 
 
-def _open_shard(path: Path):  # type: ignore[no-untyped-def]  # safetensors has no stub for it
+def open_shard(path: Path):  # type: ignore[no-untyped-def]  # safetensors has no stub for it
+    """Open a shard; its header is read, its tensors when they are asked for.
+
+    Raises:
+        UnsupportedModelError: It cannot be read, its header is corrupt, or its end is missing.
+    """
     try:
         return safe_open(path, framework="pt")
     except (OSError, SafetensorError) as error:
         raise UnsupportedModelError(f"cannot read the shard {path}: {error}") from error
 
 
-def load_shards(
-    shard_of: dict[str, Path], expected: dict[str, Shape], drop: set[str]
-) -> dict[str, Tensor]:
-    """Load every expected tensor but the dropped ones, in the dtype of the file.
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """What the header of a shard says of one tensor.
+
+    Attributes:
+        shard: The file.
+        dtype: As safetensors calls it, e.g. ``"BF16"``.
+        shape: As stored.
+    """
+
+    shard: Path
+    dtype: str
+    shape: Shape
+
+
+def read_headers(shard_of: dict[str, Path]) -> dict[str, StoredTensor]:
+    """Every tensor that the index names, by the headers of the shards; no tensor is read.
+
+    Raises:
+        UnsupportedModelError: A shard is bad, or does not hold what the index says, or a tensor
+            is not of floating point.
+    """
+    stored: dict[str, StoredTensor] = {}
+    for path in sorted(set(shard_of.values())):
+        mine = {name for name, shard in shard_of.items() if shard == path}
+        with open_shard(path) as shard:
+            present = set(shard.keys())
+            for name in sorted(present - mine):
+                raise UnsupportedModelError(
+                    f"{path} holds {name!r}, which the index does not name"
+                )
+            for name in sorted(mine - present):
+                raise UnsupportedModelError(f"{path} lacks {name!r}, which the index promises")
+            for name in mine:
+                entry = shard.get_slice(name)
+                stored[name] = StoredTensor(path, entry.get_dtype(), tuple(entry.get_shape()))
+                if stored[name].dtype not in _FLOATS:
+                    raise UnsupportedModelError(
+                        f"{path}: {name!r} is stored as {stored[name].dtype}, not as one of "
+                        f"{', '.join(_FLOATS)}: a quantized folder cannot be read"
+                    )
+    return stored
+
+
+def require_tensors(shard_of: dict[str, Path], expected: dict[str, Shape]) -> None:
+    """Check by the headers that the shards hold exactly the expected tensors.
 
     Raises:
         UnsupportedModelError: A tensor is missing, unknown, or of another shape; a shard is bad.
@@ -137,28 +214,15 @@ def load_shards(
     for names, verdict in ((unknown, "unknown"), (missing, "missing")):
         if names:
             raise UnsupportedModelError(
-                f"{next(iter(shard_of.values())).parent}: {len(names)} {verdict} tensor(s), first {names[0]!r}"
+                f"{next(iter(shard_of.values())).parent}: {len(names)} {verdict} tensor(s), "
+                f"first {names[0]!r}"
             )
-    tensors: dict[str, Tensor] = {}
-    for path in sorted(set(shard_of.values())):
-        mine = [name for name, shard in shard_of.items() if shard == path]
-        with _open_shard(path) as shard:
-            present = set(shard.keys())
-            for name in sorted(present - set(mine)):
-                raise UnsupportedModelError(
-                    f"{path} holds {name!r}, which the index does not name"
-                )
-            for name in mine:
-                if name not in present:
-                    raise UnsupportedModelError(f"{path} lacks {name!r}, which the index promises")
-                shape = tuple(shard.get_slice(name).get_shape())
-                if shape != expected[name]:
-                    raise UnsupportedModelError(
-                        f"{path}: {name!r} has shape {shape}, config.json implies {expected[name]}"
-                    )
-                if name not in drop:
-                    tensors[name] = shard.get_tensor(name)
-    return tensors
+    for name, entry in read_headers(shard_of).items():
+        if entry.shape != expected[name]:
+            raise UnsupportedModelError(
+                f"{entry.shard}: {name!r} has shape {entry.shape}, config.json implies "
+                f"{expected[name]}"
+            )
 
 
 def load_side_file(folder: Path, stem: str) -> dict[str, Tensor]:

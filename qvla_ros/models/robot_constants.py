@@ -4,7 +4,7 @@ The original code picks these numbers by looking for words in its command line; 
 table, chosen by the shapes of the files (action and proprioception size) or named by the user.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from qvla_ros.errors import UnsupportedModelError
@@ -106,6 +106,20 @@ def robot_constants(name: str) -> RobotConstants:
     except KeyError:
         known = ", ".join(ROBOT_CONSTANTS)
         raise UnsupportedModelError(f"unknown robot {name!r}: choose one of {known}") from None
+
+
+def single_step(constants: RobotConstants) -> RobotConstants:
+    """The same robot as autoregressive OpenVLA sees it: one image, no state, one action.
+
+    Raises:
+        UnsupportedModelError: OpenVLA's action bins are not made for this robot.
+    """
+    if constants.normalization != "q99":
+        raise UnsupportedModelError(
+            f"robot {constants.name!r} has {constants.normalization} statistics; the action bins "
+            "of OpenVLA span the 1st to the 99th percentile"
+        )
+    return replace(constants, horizon=1, state_names=(), image_names=constants.image_names[:1])
 
 
 def infer_robot_constants(action_dim: int, state_dim: int) -> RobotConstants:

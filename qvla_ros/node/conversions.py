@@ -69,7 +69,7 @@ class Asked:
     Attributes:
         instruction: The task.
         instruction_ns: When the node received it, nanoseconds.
-        state_ns: Header stamp of the robot state, nanoseconds.
+        state_ns: Header stamp of the robot state, nanoseconds; 0 if the model takes none.
         episode_id: Number of the episode.
     """
 
@@ -90,6 +90,7 @@ class Delivery:
         first_step_jump: Largest change of a column at the seam, NaN if unknown.
         stage_ms: Stage name to milliseconds.
         clipped_count: Values that were clamped to their limits.
+        accepted_ns: When the scheduler took the chunk, nanoseconds.
     """
 
     seq: int
@@ -98,6 +99,7 @@ class Delivery:
     first_step_jump: float
     stage_ms: Mapping[str, float]
     clipped_count: int = 0
+    accepted_ns: int = 0
 
 
 def chunk_message(
@@ -148,6 +150,7 @@ def _blank_message(card: PolicyCard, asked: Asked, delivery: Delivery) -> Action
         valid_until=ns_to_stamp(delivery.valid_until_ns),
         clipped_count=delivery.clipped_count,
         first_step_jump=delivery.first_step_jump,
+        accepted_stamp=ns_to_stamp(delivery.accepted_ns),
         publish_stamp=ns_to_stamp(delivery.now_ns),
         stage_names=list(delivery.stage_ms),
         stage_ms=[float(value) for value in delivery.stage_ms.values()],

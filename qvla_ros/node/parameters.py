@@ -30,6 +30,11 @@ class NodeParameters:
     """The values that a configured node runs with; the fields' metadata declares them to ROS."""
 
     checkpoint: str = parameter("", "Path of the packed checkpoint (*.qvla.safetensors).")
+    device: str = parameter(
+        "auto",
+        "Where the network runs; auto is CUDA where the packed kernels run on it, else the CPU.",
+        choices=("auto", "cpu", "cuda"),
+    )
     threads: int = parameter(0, "Threads of the inference; 0 leaves it to torch.", (0, 256))
     image_transports: tuple[str, ...] = parameter(
         ("raw",),

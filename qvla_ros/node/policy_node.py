@@ -1,5 +1,6 @@
 """The lifecycle node: topics, timers and transitions around a ``Session``."""
 
+import gc
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -35,7 +36,7 @@ NEWEST_ONLY = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
 LAST_INFERENCE_S = 5.0
 """How long a clean-up waits for an inference under way before it leaves it behind."""
 
-LoadPolicy = Callable[[Path, int | None], NodePolicy]
+LoadPolicy = Callable[[NodeParameters], NodePolicy]
 
 
 class _Logged:
@@ -61,12 +62,18 @@ class PolicyNode(LifecycleNode):
     """Turns cameras, robot state and an instruction into action chunks.
 
     Args:
-        load: Makes a policy of a checkpoint's path and a number of threads (``None``: any).
+        load: Makes the policy that the parameters name.
         overrides: Parameters that are given already, as a launch file gives them.
+        words: Further words of a command line, e.g. remappings.
     """
 
-    def __init__(self, load: LoadPolicy, overrides: Sequence[Parameter] = ()) -> None:
-        super().__init__("policy", parameter_overrides=list(overrides))
+    def __init__(
+        self,
+        load: LoadPolicy,
+        overrides: Sequence[Parameter] = (),
+        words: Sequence[str] = (),
+    ) -> None:
+        super().__init__("policy", parameter_overrides=list(overrides), cli_args=list(words))
         self._load = load
         declare_parameters(self, NodeParameters)
         self.add_on_set_parameters_callback(self._refuse_late_change)
@@ -184,7 +191,7 @@ class PolicyNode(LifecycleNode):
             )
         path = Path(parameters.checkpoint)
         require_memory(path, parameters.memory_reserve_mb * 1_000_000)
-        policy = self._load(path, parameters.threads or None)
+        policy = self._load(parameters)
         found = self_test(policy, parameters.self_test_tolerance)
         session = Session(policy, parameters, self._now_ns, self._publish_chunk, self._warn)
         self._chunks = self._publisher(ActionChunk, "~/action_chunk")
@@ -195,6 +202,10 @@ class PolicyNode(LifecycleNode):
         timer = self.create_timer(policy.period_ns / SECOND_NS, self._tick)
         self._made.append(partial(self.destroy_timer, timer))
         self._session = session
+        # A full collection stops every thread, with torch loaded for a third of a second. What is
+        # there now stays until the clean-up, so it needs not be looked at before.
+        gc.collect()
+        gc.freeze()
         self.get_logger().info(
             f"configured: {policy.model_id}, {policy.quant_tag}, {policy.horizon} x "
             f"{len(policy.action_names)} actions, cameras {', '.join(policy.image_names)}; {found}"
@@ -281,6 +292,7 @@ class PolicyNode(LifecycleNode):
             self._made.pop()()
         self._session = self._commands = self._chunks = self._command_publisher = None
         self._inputs = None
+        gc.unfreeze()
 
     def _refuse_late_change(self, changes: list[Parameter]) -> SetParametersResult:
         ours = set(NodeParameters.__dataclass_fields__)

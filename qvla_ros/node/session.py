@@ -169,7 +169,8 @@ class Session:
             self.refuse(error.source, str(error))
             return
         self.sync.used(frame)
-        state_ns = frame.samples[STATE].stamp_ns
+        state = frame.samples.get(STATE)
+        state_ns = 0 if state is None else state.stamp_ns
         asked = Asked(frame.instruction, frame.instruction_ns, state_ns, self._episode_id)
         self.loop.offer(observation, asked)
 
@@ -196,6 +197,7 @@ class Session:
                 jump,
                 answer.inference.stage_ms,
                 acceptance.clipped_count,
+                answer.accepted_ns,
             )
             self._publish(chunk_message(chunk, self.card, answer.about, delivery))
 

@@ -126,14 +126,17 @@ def observe(frame: Frame, image_names: Sequence[str], state_names: Sequence[str]
     Args:
         frame: Synchronous messages.
         image_names: Cameras.
-        state_names: What to pick from the ``JointState``, in the model's order.
+        state_names: What to pick from the ``JointState``, in the model's order; where there are
+            none, the frame needs no state.
 
     Raises:
         UnusableSampleError: An encoding is not supported, a name is missing, a message
             contradicts itself, or a value is not finite.
     """
     images = {name: _decoded(frame, camera_source(name), image_to_rgb) for name in image_names}
-    state = _decoded(frame, STATE, lambda message: positions_by_name(message, state_names))
+    state = np.zeros(0, np.float32)
+    if state_names:
+        state = _decoded(frame, STATE, lambda message: positions_by_name(message, state_names))
     return Observation(frame.stamp_ns, images, state, frame.instruction)
 
 

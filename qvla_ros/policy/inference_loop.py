@@ -16,7 +16,7 @@ from qvla_ros.policy.inference import Inference, ServedPolicy
 from qvla_ros.policy.memory import process_memory
 from qvla_ros.policy.reasons import DropReason
 from qvla_ros.policy.schedule import Acceptance
-from qvla_ros.policy.stage_times import StageTimes
+from qvla_ros.policy.stage_times import StagePercentiles, StageTimes
 
 _LOG = logging.getLogger(__name__)
 
@@ -55,11 +55,13 @@ class Answer(Generic[About]):
         inference: What the policy said.
         acceptance: What the scheduler made of it.
         about: What was handed over with the observation.
+        accepted_ns: When the scheduler took it.
     """
 
     inference: Inference
     acceptance: Acceptance
     about: About
+    accepted_ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,7 @@ class InferenceLoop(Generic[About]):
         settings: LoopSettings | None = None,
     ) -> None:
         self._policy = policy
+        self._policy_memory = policy.memory_bytes()  # asked once: it walks through the network
         self._scheduler = scheduler
         self._on_chunk = on_chunk
         self._clock_ns = clock_ns
@@ -219,15 +222,16 @@ class InferenceLoop(Generic[About]):
     def health(self, now_ns: int) -> PolicyHealth:
         """The state of the policy at ``now_ns``, on the loop's clock."""
         status = self._scheduler.status(now_ns)
-        memory = {**self._policy.memory_bytes(), **process_memory()}
+        memory = {**self._policy_memory, **process_memory()}
         with self._wake:
-            verdict, reasons = assess(self._facts(now_ns))
+            stages = self._run.times.summary()
+            verdict, reasons = assess(self._facts(now_ns, stages.get(TOTAL_STAGE)))
             return PolicyHealth(
                 state=self._state,
                 verdict=verdict,
                 reasons=reasons,
                 fault="\n".join(self._fault).strip() if self._fault else None,
-                stages=self._run.times.summary(),
+                stages=stages,
                 chunks=status.chunks,
                 chunk_age_ns=status.chunk_age_ns,
                 drops=status.drops,
@@ -235,12 +239,12 @@ class InferenceLoop(Generic[About]):
                 memory=memory,
             )
 
-    def _facts(self, now_ns: int) -> HealthFacts:
+    def _facts(self, now_ns: int, total: StagePercentiles | None) -> HealthFacts:
         horizon_ns = self._policy.horizon * self._policy.period_ns
         return HealthFacts(
             state=self._state,
             fault_reason=self._fault[0] if self._fault else None,
-            total=self._run.times.summary().get(TOTAL_STAGE),
+            total=total,
             cover_ns=min(horizon_ns, self._scheduler.settings.ttl_ns),
             horizon_ns=horizon_ns,
             silence_ns=now_ns - self._run.last_chunk_ns,
@@ -299,7 +303,7 @@ class InferenceLoop(Generic[About]):
             with self._wake:
                 run.failures_in_a_row = 0
                 run.last_chunk_ns = now_ns
-            self._on_chunk(Answer(inference, acceptance, offer.about))
+            self._on_chunk(Answer(inference, acceptance, offer.about, now_ns))
 
     def _record(self, run: _Run[About], inference: Inference, stamp_to_chunk_ns: int) -> None:
         with self._wake:

@@ -1,6 +1,7 @@
 """A network with its processing, ready to answer observations: from a checkpoint or a model folder."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -14,20 +15,24 @@ from qvla_ros.checkpoint.faults import CheckpointFault
 from qvla_ros.checkpoint.reader import PackedCheckpoint, read_checkpoint
 from qvla_ros.checkpoint.tensor_names import GOLDEN_TENSOR, TOKENIZER_TENSOR
 from qvla_ros.errors import CheckpointError, UnsupportedModelError
+from qvla_ros.kernels.cuda_device import resolve_device
 from qvla_ros.kernels.quantized_linear import QuantizedLinear
 from qvla_ros.kernels.selection import AUTO
+from qvla_ros.models.families import FAMILIES, config_from_json
 from qvla_ros.models.network import ModelInputs, VlaNetwork
 from qvla_ros.models.processing import Processing, ProcessingSettings
 from qvla_ros.models.registry import (
-    FAMILY,
-    config_from_json,
     empty_network,
     fill_network,
     load_model,
     replace_module,
 )
 from qvla_ros.observation import Observation
+from qvla_ros.policy.cuda_network import on_cuda
 from qvla_ros.policy.inference import Inference
+from qvla_ros.policy.self_test import TestedPolicy, require_golden_answer
+
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +59,15 @@ class Policy:
     """
 
     def __init__(
-        self, network: VlaNetwork, processing: Processing, identity: PolicyIdentity
+        self,
+        network: VlaNetwork,
+        processing: Processing,
+        identity: PolicyIdentity,
+        run: Callable[[ModelInputs], torch.Tensor] | None = None,
     ) -> None:
+        """Put a policy together; ``run`` answers for the network, which does it itself if absent."""
         self.network = network
+        self._run = run or network
         self.processing = processing
         self.identity = identity
         self.golden_actions: np.ndarray | None = None
@@ -113,6 +124,11 @@ class Policy:
         """How the weights are quantized, in a word."""
         return self.identity.quant_tag
 
+    @property
+    def execution(self) -> str:
+        """How the network is run, in words; on CUDA also why not as fast as it could be."""
+        return str(getattr(self._run, "description", "module by module"))
+
     def memory_bytes(self) -> dict[str, int]:
         """Bytes of weights by kind: ``packed_weights`` and ``float_weights``."""
         packed = sum(
@@ -149,7 +165,7 @@ class Policy:
     def normalized_actions(self, inputs: ModelInputs) -> torch.Tensor:
         """Run the network: float32 ``[batch, horizon, action_dim]`` in normalised space."""
         with torch.inference_mode():
-            return self.network(
+            return self._run(
                 ModelInputs(
                     pixels=inputs.pixels.to(self._dtype),
                     token_ids=inputs.token_ids,
@@ -160,28 +176,49 @@ class Policy:
 
 
 def load_policy(
-    path: Path | str, kernel: str = AUTO, compute_dtype: torch.dtype | None = None
+    path: Path | str,
+    kernel: str = AUTO,
+    compute_dtype: torch.dtype | None = None,
+    device: str = "cpu",
 ) -> Policy:
-    """Load a packed checkpoint; the weights stay packed.
+    """Load a packed checkpoint; the weights stay packed, and go straight to the device.
+
+    On CUDA the policy must first give the checkpoint's golden answer: no kernel moves a robot on a
+    GPU where it computes something else.
 
     Args:
         path: Checkpoint file.
         kernel: Name of a kernel, for tests and measurements.
         compute_dtype: Of the activations; BF16 where the processor multiplies it, else float32.
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
 
     Raises:
         CheckpointError: The file is corrupt, or does not hold a network of its family.
+        ConfigurationError: There is no such device, or it does not give the golden answer.
     """
-    checkpoint = read_checkpoint(path)
+    place = resolve_device(device)
+    return policy_of(read_checkpoint(path, device=place), kernel, compute_dtype, place)
+
+
+def policy_of(
+    checkpoint: PackedCheckpoint,
+    kernel: str = AUTO,
+    compute_dtype: torch.dtype | None = None,
+    place: torch.device = _CPU,
+) -> Policy:
+    """The policy of a packed checkpoint whose tensors are at ``place``; see ``load_policy``."""
     manifest = checkpoint.manifest
-    network = _packed_network(checkpoint, kernel, compute_dtype or default_compute_dtype())
+    network = _packed_network(checkpoint, kernel, compute_dtype or default_compute_dtype(place))
     settings = ProcessingSettings.from_json(manifest.processing)
     identity = PolicyIdentity(
         manifest.model_id, manifest.sha256, f"mixed-{manifest.plan.average_bits_per_weight:.2f}bit"
     )
-    policy = Policy(network, Processing(settings, _tokenizer_json(checkpoint)), identity)
+    run = None if place.type == "cpu" else on_cuda(network, place, kernel)
+    policy = Policy(network, Processing(settings, _tokenizer_json(checkpoint)), identity, run)
     golden = checkpoint.tensors.get(GOLDEN_TENSOR)
     policy.golden_actions = None if golden is None else golden.numpy()
+    if place.type != "cpu":
+        require_golden_answer(cast(TestedPolicy, policy))
     return policy
 
 
@@ -201,8 +238,10 @@ def float_policy(
     return Policy(model.network, model.processing, identity)
 
 
-def default_compute_dtype() -> torch.dtype:
-    """BF16 where oneDNN has instructions for it, else float32; never float16 on a CPU."""
+def default_compute_dtype(device: torch.device | None = None) -> torch.dtype:
+    """BF16 on CUDA, and where oneDNN has instructions for it, else float32; never float16 on a CPU."""
+    if device is not None and device.type != "cpu":
+        return torch.bfloat16
     # A build without oneDNN (as on some Jetsons) does not have the question either.
     if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return torch.bfloat16
@@ -210,12 +249,13 @@ def default_compute_dtype() -> torch.dtype:
 
 
 def _packed_network(checkpoint: PackedCheckpoint, kernel: str, dtype: torch.dtype) -> VlaNetwork:
-    if checkpoint.manifest.family != FAMILY:
+    manifest = checkpoint.manifest
+    if manifest.family not in FAMILIES:
         raise CheckpointError(
-            f"the checkpoint is of the family {checkpoint.manifest.family!r}; known: {FAMILY}",
+            f"the checkpoint is of the family {manifest.family!r}; known: {', '.join(FAMILIES)}",
             fault=CheckpointFault.NETWORK,
         )
-    network = empty_network(config_from_json(checkpoint.manifest.model_config))
+    network = empty_network(config_from_json(manifest.family, manifest.model_config))
     parameters = {name: tensor.to(dtype) for name, tensor in checkpoint.parameters().items()}
     _require_layers(network, checkpoint)
     for name, packed in checkpoint.layers.items():

@@ -8,6 +8,9 @@ from qvla_ros.errors import ConfigurationError
 from qvla_ros.models.golden_input import golden_observation
 from qvla_ros.policy.inference import ServedPolicy
 
+DEVICE_TOLERANCE = 0.05
+"""For kernels that never ran on this device; a share of the largest action, as in the node."""
+
 
 class TestedPolicy(ServedPolicy, Protocol):
     """What the self-test needs of a policy."""
@@ -49,6 +52,25 @@ def self_test(policy: TestedPolicy, tolerance: float) -> str:
             f"more than {tolerance:g}: this machine's kernels compute something else"
         )
     return f"self-test: within {difference:.2g} of the checkpoint's golden answer"
+
+
+def require_golden_answer(policy: TestedPolicy) -> None:
+    """Refuse a policy on a device where nobody has seen it give the checkpoint's answer.
+
+    Raises:
+        ConfigurationError: It gives another one, or the checkpoint does not tell its answer.
+    """
+    if policy.golden_actions is None:
+        raise ConfigurationError(
+            "the checkpoint has no golden answer, so nothing shows that this GPU computes what was "
+            "quantized; write it again with `qvla quantize`, or run it on the CPU"
+        )
+    try:
+        self_test(policy, DEVICE_TOLERANCE)
+    except ConfigurationError as error:
+        raise ConfigurationError(
+            f"on this GPU {error}; choose the device cpu, or forbid its kernels with QVLA_TRITON=0"
+        ) from error
 
 
 def _failed(reason: str) -> ConfigurationError:

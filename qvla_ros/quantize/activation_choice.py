@@ -12,6 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from qvla_ros.models.linear_layer import LinearLayer
 from qvla_ros.models.network import VlaNetwork
 from qvla_ros.quantize.action_metric import ActionMetric
 from qvla_ros.quantize.bit_plan import BitPlan
@@ -41,15 +42,16 @@ def activation_errors(
         on_progress: Called with (done, total).
     """
     layers = network.linear_layers()
-    edits = [
-        {one.name: partial(_with_rounded_inputs, linear_weight(network, one))} for one in layers
-    ]
+    edits = [{one.name: partial(_with_rounded_inputs, network, one)} for one in layers]
     errors = measure_edits(network, calibration, metric, edits, on_progress=on_progress)
     return {layer.name: float(error) for layer, error in zip(layers, errors, strict=True)}
 
 
-def _with_rounded_inputs(weight: Tensor, inputs: Tensor, outputs: Tensor) -> Tensor:
-    return outputs + (rounded_activations(inputs) - inputs) @ weight.T
+def _with_rounded_inputs(
+    network: VlaNetwork, layer: LinearLayer, inputs: Tensor, outputs: Tensor
+) -> Tensor:
+    change = rounded_activations(inputs) - inputs
+    return outputs + change @ linear_weight(network, layer).T
 
 
 def choose_activations(

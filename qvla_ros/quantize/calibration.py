@@ -2,13 +2,11 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-
-import torch
+from dataclasses import dataclass, replace
 
 from qvla_ros.errors import CalibrationError
-from qvla_ros.models.network import ModelInputs
-from qvla_ros.models.processing import Processing
+from qvla_ros.models.network import ModelInputs, VlaNetwork
+from qvla_ros.models.processing import Processing, split_inputs, stack_inputs
 from qvla_ros.observation import Observation
 
 BATCH_FRAMES = 16
@@ -36,16 +34,12 @@ class CalibrationSet:
                 batches.append([frame])
             else:
                 last.append(frame)
-        return [_joined(batch) for batch in batches]
+        return [stack_inputs(batch) for batch in batches]
 
-
-def _joined(frames: Sequence[ModelInputs]) -> ModelInputs:
-    return ModelInputs(
-        pixels=torch.cat([frame.pixels for frame in frames]),
-        token_ids=torch.cat([frame.token_ids for frame in frames]),
-        end_token_id=frames[0].end_token_id,
-        state=torch.cat([frame.state for frame in frames]),
-    )
+    def taught_by(self, network: VlaNetwork) -> "CalibrationSet":
+        """The same frames, each with the answer of ``network`` if its kind needs one to go on."""
+        taught = [split_inputs(network.taught(batch)) for batch in self.batches()]
+        return replace(self, frames=tuple(frame for batch in taught for frame in batch))
 
 
 def calibration_set(

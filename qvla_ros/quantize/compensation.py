@@ -15,6 +15,8 @@ from qvla_ros.quantize.rounding import Grid
 
 DAMPING = 0.01  # share of the mean diagonal that is added, as in the paper
 _BLOCK_COLUMNS = 128  # columns whose errors are passed on together
+_DOUBLE_COLUMNS = 2048  # above this a float64 factor takes a minute of two cores, and gigabytes
+_SMALL_TRIANGLE = 256  # inverted by substitution; larger ones by halves
 
 
 class Compensator:
@@ -26,16 +28,21 @@ class Compensator:
         Raises:
             CalibrationError: The moment is not finite, or zero.
         """
-        moment = moment.double()
-        mean = float(moment.diagonal().mean())
+        mean = float(moment.diagonal().double().mean())
         if not torch.isfinite(moment).all() or mean <= 0:
             raise CalibrationError("the second moment of a layer's inputs is zero or not finite")
-        damped = moment + torch.eye(len(moment), dtype=torch.double) * damping * mean
-        self._order = damped.diagonal().argsort(descending=True, stable=True)
-        factor = torch.linalg.cholesky(damped[self._order][:, self._order])
-        inverse = torch.cholesky_inverse(factor)
-        # Row j of the upper factor: how the error of column j is spread over those after it.
-        self._spread = torch.linalg.cholesky(inverse, upper=True).float()
+        self._order = moment.diagonal().argsort(descending=True, stable=True)
+        # Row j of the upper factor of the inverse: how the error of column j is spread over those
+        # after it. With the columns in reverse order it is the inverse of a Cholesky factor.
+        self._factor = _inverse_factor(moment, self._order.flip(0), damping * mean).flip(0, 1)
+        self._spread = self._factor.float()
+
+    def times_inverse(self, left: Tensor) -> Tensor:
+        """``left · (moment + damping)^-1``, float32; ``left`` is ``[any, columns]``."""
+        answer = torch.empty_like(left)
+        ordered = left[:, self._order].to(self._factor.dtype)
+        answer[:, self._order] = (ordered @ self._factor.T @ self._factor).float()
+        return answer
 
     def round(
         self, weight: Tensor, grid: Grid, bits: int, group_columns: int | None = None
@@ -53,37 +60,68 @@ class Compensator:
         """
         rows, columns = weight.shape
         scale, zero = (
-            part.expand(rows, columns)[:, self._order]
+            part if part.shape[1] == 1 else part[:, self._order]
             for part in grid.over(columns, group_columns)
         )
         left = weight.float()[:, self._order]
-        codes = torch.empty_like(left)
+        codes = torch.empty(columns, rows, dtype=torch.uint8)
         for start in range(0, columns, _BLOCK_COLUMNS):
             block = slice(start, min(start + _BLOCK_COLUMNS, columns))
-            errors = _round_block(
-                left[:, block],
-                codes[:, block],
-                (scale[:, block], zero[:, block]),
-                self._spread[block, block],
-                2**bits - 1,
+            spread = self._spread[block, block]
+            parts = (
+                part.expand(rows, columns)[:, block].T if part.shape[1] > 1 else part.T
+                for part in (scale, zero)
             )
-            left[:, block.stop :] -= errors @ self._spread[block, block.stop :]
-        answer = torch.empty(rows, columns, dtype=torch.uint8)
-        answer[:, self._order] = codes.to(torch.uint8)
-        return answer
+            step, offset = (part.expand(len(spread), rows) for part in parts)
+            chosen, errors = _round_block(
+                left[:, block].T.contiguous(), (step, offset), spread, 2**bits - 1
+            )
+            codes[self._order[block]] = chosen
+            left[:, block.stop :].addmm_(errors.T, self._spread[block, block.stop :], alpha=-1)
+        return codes.T.contiguous()
 
 
 def _round_block(
-    left: Tensor, codes: Tensor, grid: tuple[Tensor, Tensor], spread: Tensor, top: int
-) -> Tensor:
-    """Round the columns of one block into ``codes``; answers their errors, ``[rows, block]``."""
-    scale, zero = grid
-    errors = torch.empty_like(left)
-    for column in range(left.shape[1]):
-        wanted, step, offset = left[:, column], scale[:, column], zero[:, column]
-        code = (wanted / step + offset).round_().clamp_(0, top)
-        codes[:, column] = code
-        error = (wanted - (code - offset) * step) / spread[column, column]
-        errors[:, column] = error
-        left[:, column + 1 :] -= error[:, None] * spread[column, column + 1 :]
-    return errors
+    left: Tensor, grid: tuple[Tensor, Tensor], spread: Tensor, top: int
+) -> tuple[Tensor, Tensor]:
+    """Round the columns of one block, ``[block, rows]``: their codes, and their errors."""
+    steps, offsets = grid
+    codes, errors = torch.empty_like(left, dtype=torch.uint8), torch.empty_like(left)
+    for column, pivot in enumerate(spread.diagonal().tolist()):
+        wanted, step, offset = left[column], steps[column], offsets[column]
+        code = (wanted / step).add_(offset).round_().clamp_(0, top)
+        codes[column] = code
+        torch.sub(wanted, code.sub_(offset).mul_(step), out=errors[column])
+        errors[column] /= pivot
+        left[column + 1 :].addr_(spread[column, column + 1 :], errors[column], alpha=-1)
+    return codes, errors
+
+
+def _inverse_factor(moment: Tensor, order: Tensor, ridge: float) -> Tensor:
+    """``L^-1`` of ``L L^T``, the moment with its columns in that order and a ridge.
+
+    In float64 where that is cheap, else in float32: the ridge is far above its rounding.
+    """
+    dtypes = (torch.float64,) if len(moment) <= _DOUBLE_COLUMNS else (torch.float32, torch.float64)
+    for dtype in dtypes:
+        damped = moment[order[:, None], order].to(dtype)
+        damped.diagonal().add_(ridge)
+        factor, failed = torch.linalg.cholesky_ex(damped)
+        del damped
+        if not failed:
+            _invert_triangle(factor)
+            return factor
+    raise CalibrationError("the second moment of a layer's inputs is not that of real inputs")
+
+
+def _invert_triangle(lower: Tensor) -> None:
+    """Invert a lower triangle in its own memory."""
+    half = len(lower) // 2
+    if len(lower) <= _SMALL_TRIANGLE:
+        unit = torch.eye(len(lower), dtype=lower.dtype)
+        lower.copy_(torch.linalg.solve_triangular(lower, unit, upper=False))
+        return
+    first, second, below = lower[:half, :half], lower[half:, half:], lower[half:, :half]
+    _invert_triangle(first)
+    _invert_triangle(second)
+    below.copy_(second @ (below @ first).neg_())

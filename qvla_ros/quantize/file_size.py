@@ -11,7 +11,9 @@ from qvla_ros.checkpoint.layer_spec import LayerSpec, SegmentSpec
 from qvla_ros.checkpoint.layout import expected_tensors
 from qvla_ros.checkpoint.manifest import Manifest, PlanSummary
 from qvla_ros.checkpoint.tensor_names import FLOAT_PREFIX, GOLDEN_TENSOR, TOKENIZER_TENSOR
-from qvla_ros.models.registry import FAMILY, LoadedModel
+from qvla_ros.models.linear_layer import LinearLayer
+from qvla_ros.models.registry import LoadedModel
+from qvla_ros.models.weight_source import stored_value
 from qvla_ros.quantize.bit_plan import BitBudget, BitPlan
 from qvla_ros.quantize.widths import WIDTHS
 
@@ -28,7 +30,8 @@ class PlannedFile:
         self._model = model
         config = model.network.config
         golden = torch.zeros(config.horizon, config.action_dim)
-        self._others = other_tensors(model, {}, golden)
+        others = other_tensors(model, {}, golden)
+        self._others = {name: tensor.to("meta") for name, tensor in others.items()}
 
     @property
     def other_bytes(self) -> int:
@@ -37,7 +40,7 @@ class PlannedFile:
 
     def bytes_by(self, plan: BitPlan) -> int:
         """Size of the file by a plan, quality figures included: exact to their few bytes."""
-        specs = tuple(_spec(plan, index) for index in range(len(plan.layers)))
+        specs = tuple(planned_spec(plan, layer) for layer in plan.layers)
         manifest = manifest_of(self._model, specs, plan.budget, {})
         return file_bytes(manifest, self._others) + _QUALITY_BYTES
 
@@ -60,7 +63,7 @@ def manifest_of(
 ) -> Manifest:
     """The manifest of a checkpoint of this model, not yet sealed."""
     return Manifest(
-        family=FAMILY,
+        family=model.network.family,
         model_id=model.model_id,
         source_fingerprint=model.fingerprint,
         model_config=asdict(model.network.config),
@@ -84,8 +87,10 @@ def other_tensors(
     """
     packed = {f"{layer.name}.weight" for layer in model.network.linear_layers()}
     tensors = {
-        FLOAT_PREFIX + name: _smallest(overrides.get(name, parameter.detach()))
-        for name, parameter in model.network.named_parameters()
+        FLOAT_PREFIX + name: _smallest(
+            overrides[name] if name in overrides else stored_value(model.network, name)
+        )
+        for name, _ in model.network.named_parameters()
         if name not in packed
     }
     text = model.processing.tokenizer_json.encode()
@@ -96,11 +101,11 @@ def other_tensors(
 
 def _smallest(tensor: Tensor) -> Tensor:
     half = tensor.to(torch.bfloat16)
-    return half if torch.equal(half.to(tensor.dtype), tensor) else tensor
+    return half if torch.equal(half.to(tensor.dtype), tensor) else tensor.float()
 
 
-def _spec(plan: BitPlan, index: int) -> LayerSpec:
-    layer = plan.layers[index]
+def planned_spec(plan: BitPlan, layer: LinearLayer) -> LayerSpec:
+    """The shapes that a layer will have by a plan."""
     row_bits = plan.row_bits[layer.name]
     counts = [(bits, int((row_bits == bits).sum())) for bits in reversed(WIDTHS) if bits]
     return LayerSpec(

@@ -3,7 +3,8 @@
 The forward pass keeps only what the stages read. Then, from the last stage to the first, each
 stage is run again with gradients, and every layer in it is shown its inputs and the gradients of
 ``probes`` random projections of the action with respect to its outputs. At any time the memory
-holds the stage inputs, the probes' gradients at one stage boundary, and one stage's own tape.
+holds the stage inputs (those beyond a limit are in files), the probes' gradients at one stage
+boundary, and one stage's own tape.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ from qvla_ros.models.linear_layer import LinearLayer
 from qvla_ros.models.network import ACTIONS, ModelInputs, VlaNetwork
 from qvla_ros.models.stages import Stage, State
 from qvla_ros.quantize.action_metric import ActionMetric
+from qvla_ros.quantize.kept_states import KeptStates
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +51,24 @@ class GradientSweep:
         metric: ActionMetric,
         probes: int,
         seed: int,
+        kept: KeptStates | None = None,
     ) -> None:
-        """Run forward and draw the probes: signs, the same for the same seed."""
+        """Run forward and draw the probes: signs, the same for the same seed.
+
+        Args:
+            network: The float network.
+            batches: Frames.
+            metric: What counts as an action change.
+            probes: How many a frame.
+            seed: Of the signs.
+            kept: Keeps what the stages read.
+        """
+        self._kept = kept or KeptStates()
         self._layers = network.linear_layers()
         self._network = network
         self._stages = network.stages()
         self._sizes = [len(batch.pixels) for batch in batches]
-        self._reads: list[list[State]] = [[] for _ in self._stages]
+        self._reads: list[list[Callable[[], State]]] = [[] for _ in self._stages]
         generator = torch.Generator().manual_seed(seed)
         self._slopes: list[list[dict[str, Tensor]]] = []
         for batch in batches:
@@ -92,7 +105,7 @@ class GradientSweep:
         with torch.no_grad():
             state = self._network.first_state(batch)
             for stage, reads in zip(self._stages, self._reads, strict=True):
-                reads.append({name: state[name] for name in stage.reads})
+                reads.append(self._kept.keep({name: state[name] for name in stage.reads}))
                 state = stage.run(state)
         return state[ACTIONS]
 
@@ -124,7 +137,8 @@ class GradientSweep:
             ]
             try:
                 with torch.enable_grad():
-                    inputs = [reads[name].detach().requires_grad_(True) for name in stage.reads]
+                    state = reads()
+                    inputs = [state[name].detach().requires_grad_(True) for name in stage.reads]
                     output = stage.apply(*inputs)
                 self._backward(stage, batch, (inputs, output), taps, probes, keep)
             finally:

@@ -7,7 +7,9 @@ from torch import Tensor
 
 from qvla_ros.errors import CalibrationError
 from qvla_ros.models.linear_layer import LinearLayer
+from qvla_ros.quantize.candidates import Candidates
 from qvla_ros.quantize.gradient_sweep import LayerSlopes
+from qvla_ros.quantize.widths import GRID_WIDTHS
 
 ACTION_SHARE = 0.7
 """Share of the action-weighted second moment; the rest is unweighted, against overfitting."""
@@ -28,48 +30,35 @@ class InputMoments:
         """Take one batch and probe in."""
         tokens = seen.inputs.reshape(-1, self._layer.columns).float()
         weight = seen.slopes.reshape(len(tokens), -1).float().square().sum(1, keepdim=True)
-        self._weighted += (tokens * weight).T @ tokens
+        self._weighted.addmm_((tokens * weight).T, tokens)
         if seen.probe == 0:
-            self._plain += tokens.T @ tokens
+            self._plain.addmm_(tokens.T, tokens)
             self._tokens += len(tokens)
 
-    @property
-    def plain(self) -> Tensor:
-        """``E[x x^T]`` over tokens and frames, float32 ``[columns, columns]``.
+    def finished(self) -> tuple[Tensor, Tensor]:
+        """Both moments, in the memory of the sums: nothing can be added any more.
+
+        Returns:
+            ``E[x x^T]`` over tokens and frames, float32 ``[columns, columns]``; and the moment
+            that rounding compensates under: that and the weighted one in their shares, each
+            scaled to a mean diagonal of 1.
 
         Raises:
-            CalibrationError: The layer never ran.
+            CalibrationError: The layer never ran, its inputs are zero, or no gradient reached it.
         """
+        name = self._layer.name
         if not self._tokens:
+            raise CalibrationError(f"the layer {name!r} never ran on the calibration frames")
+        plain, weighted = self._plain.div_(self._tokens), self._weighted
+        size, slope = float(plain.diagonal().mean()), float(weighted.diagonal().mean())
+        if not size > 0:
+            raise CalibrationError(f"the inputs of the layer {name!r} are zero or not finite")
+        if not slope > 0:
             raise CalibrationError(
-                f"the layer {self._layer.name!r} never ran on the calibration frames"
+                f"no gradient reached the layer {name!r}: every row would look free to prune"
             )
-        return self._plain / self._tokens
-
-    @property
-    def action_weighted(self) -> Tensor:
-        """The moment that rounding compensates under: mostly weighted, each part of mean 1.
-
-        Raises:
-            CalibrationError: The layer never ran, or no gradient reached it.
-        """
-        return mixed_moment(self._layer, self.plain, self._weighted)
-
-
-def mixed_moment(layer: LinearLayer, plain: Tensor, weighted: Tensor) -> Tensor:
-    """Plain and action-weighted moments in their shares, each scaled to a mean diagonal of 1.
-
-    Raises:
-        CalibrationError: The inputs are zero, or no gradient reached the layer.
-    """
-    size, slope = float(plain.diagonal().mean()), float(weighted.diagonal().mean())
-    if not size > 0:
-        raise CalibrationError(f"the inputs of the layer {layer.name!r} are zero or not finite")
-    if not slope > 0:
-        raise CalibrationError(
-            f"no gradient reached the layer {layer.name!r}: every row would look free to prune"
-        )
-    return plain * ((1 - ACTION_SHARE) / size) + weighted * (ACTION_SHARE / slope)
+        weighted.mul_(ACTION_SHARE / slope).add_(plain, alpha=(1 - ACTION_SHARE) / size)
+        return plain, weighted
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,8 +68,7 @@ class LayerEvidence:
     Attributes:
         layer: Which.
         moment: ``E[x x^T]``, float32 ``[columns, columns]``, not weighted.
-        candidates: float32 ``[1 + len(GRID_WIDTHS), rows, columns]``: the rounded weight at 0
-            bits and at every grid width.
+        candidates: The rounded weight at every width.
         scores: float64 ``[rows, len(WIDTHS)]``.
         slope_energy: float64 ``[rows]``: mean over frames and probes of the squared norm of the
             action's gradient with respect to the row's outputs.
@@ -89,7 +77,7 @@ class LayerEvidence:
 
     layer: LinearLayer
     moment: Tensor
-    candidates: Tensor
+    candidates: Candidates
     scores: Tensor
     slope_energy: Tensor
     token_weights: Tensor
@@ -98,11 +86,11 @@ class LayerEvidence:
 class RowScores:
     """Accumulates the Gauss-Newton scores of one layer."""
 
-    def __init__(self, layer: LinearLayer, steps: Tensor) -> None:
-        """Take the changes of the weight, float32 ``[widths, rows, columns]``."""
+    def __init__(self, layer: LinearLayer, candidates: Candidates) -> None:
+        """Take the roundings whose steps are scored."""
         self._layer = layer
-        self._steps = steps
-        self._sums = torch.zeros(steps.shape[:2], dtype=torch.float64)
+        self._candidates = candidates
+        self._sums = torch.zeros(1 + len(GRID_WIDTHS), layer.rows, dtype=torch.float64)
         self._energy = torch.zeros(layer.rows, dtype=torch.float64)
         self._token_weights: dict[int, list[Tensor]] = {}
         self._samples = 0
@@ -110,10 +98,11 @@ class RowScores:
     def add(self, seen: LayerSlopes) -> None:
         """Take one batch and probe in."""
         slopes, inputs = seen.slopes.float(), seen.inputs.float()
-        for frame_slopes, frame_inputs in zip(slopes, inputs, strict=True):
-            gradient = frame_slopes.T @ frame_inputs  # of the weight, for this frame alone
-            change = torch.einsum("rc,wrc->wr", gradient, self._steps)
-            self._sums += change.double().square()
+        for rows, steps in self._candidates.steps():
+            for frame_slopes, frame_inputs in zip(slopes, inputs, strict=True):
+                gradient = frame_slopes[:, rows].T @ frame_inputs  # of the rows, for this frame
+                change = torch.einsum("rc,wrc->wr", gradient, steps)
+                self._sums[:, rows] += change.double().square()
         squares = slopes.square()
         self._energy += squares.sum(dim=(0, 1)).double()
         self._token_weights.setdefault(seen.probe, []).append(squares.sum(2).flatten())

@@ -64,7 +64,7 @@ def calibrate(
     Raises:
         CalibrationError: There are fewer observations than frames.
     """
-    return calibration_set(observations, model.processing, frames)
+    return calibration_set(observations, model.processing, frames).taught_by(model.network)
 
 
 def measure_model(
@@ -175,7 +175,7 @@ def write_quantized(
         BudgetError: The file is larger than the budget of bytes.
         CheckpointError: The file cannot be written.
     """
-    layers = {name: layer.pack() for name, layer in quantized.layers.items()}
+    layers = {name: layer.packed for name, layer in quantized.layers.items()}
     others = other_tensors(model, quantized.overrides, _golden_actions(model, quantized))
     specs = [LayerSpec.of(layer) for layer in layers.values()]
     manifest = manifest_of(model, specs, budget, quality or {})

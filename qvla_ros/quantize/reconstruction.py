@@ -12,20 +12,20 @@ each token:
    pruned row answers its mean.
 """
 
-from collections.abc import Callable
-from contextlib import suppress
-from functools import partial
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from qvla_ros.checkpoint.layout import layer_from_tensors, layer_to_tensors
 from qvla_ros.errors import ConfigurationError
 from qvla_ros.models.linear_layer import LinearLayer
 from qvla_ros.models.network import VlaNetwork
-from qvla_ros.models.stages import Stage, State
 from qvla_ros.quantize.bit_plan import BitPlan
 from qvla_ros.quantize.calibration import CalibrationSet
 from qvla_ros.quantize.compensation import Compensator
+from qvla_ros.quantize.drift import Drift
+from qvla_ros.quantize.file_size import planned_spec
 from qvla_ros.quantize.journal import Journal
 from qvla_ros.quantize.layer_evidence import ACTION_SHARE
 from qvla_ros.quantize.linear_weight import linear_weight
@@ -38,34 +38,12 @@ from qvla_ros.quantize.quantized_model import (
     rounded_activations,
 )
 from qvla_ros.quantize.rounding import Grid, clipped_grid
+from qvla_ros.quantize.stage_inputs import GrowingStage, StageInputs
 
 DRIFT = 0.5
 """How far the weight moves towards what fits the quantized inputs best."""
 
-_RIDGE = 0.01  # share of the mean diagonal that keeps the correction small where little was seen
-
 OnProgress = Callable[[int, int], None]
-
-
-class _Drift:
-    """Sums over tokens of one group of layers that read the same input."""
-
-    def __init__(self, columns: int, kept: Tensor | None) -> None:
-        self._kept = kept
-        stored = columns if kept is None else len(kept)
-        self.moment = torch.zeros(stored, stored)  # sum of y y^T over the kept columns
-        self.cross = torch.zeros(columns, stored)  # sum of (x - y) y^T
-        self.exact_mean = torch.zeros(columns)
-        self.mean = torch.zeros(stored)
-
-    def add(self, exact: Tensor, inputs: Tensor, weights: Tensor) -> None:
-        """Take ``[tokens, columns]`` of both networks in, with ``[tokens]`` weights of sum 1."""
-        stored = inputs if self._kept is None else inputs[:, self._kept.long()]
-        weighted = stored * weights[:, None]
-        self.moment += weighted.T @ stored
-        self.cross += (exact - inputs).T @ weighted
-        self.exact_mean += weights @ exact
-        self.mean += weighted.sum(0)
 
 
 def reconstruct(
@@ -103,7 +81,6 @@ def reconstruct(
                 journal.save(part, work.stage_tensors(index))
         else:
             work.take_stage(index, kept)
-        work.go_on(index)
         if on_progress is not None:
             on_progress(index + 1, total)
     return QuantizedModel(work.layers, work.overrides)
@@ -129,46 +106,35 @@ class _Reconstruction:
         return [layer for layer in self._plan.layers if self.stages[index].owns(layer.name)]
 
     def quantize_stage(self, index: int) -> None:
-        for group in self._groups(index):
-            for layer, drift in zip(group, self._drifts(index, group), strict=True):
-                self._quantize(layer, drift)
+        """Quantize the layers of a stage, and move the frames behind it."""
+        layers = self.layers_of(index)
+        exact = StageInputs(self._network, self.stages[index], layers, self._exact)
+        growing = GrowingStage(self._twin, self._twin_stages[index], layers, self._states)
+        for group in exact.groups() if layers else []:
+            true, seen = exact.take(group), growing.inputs(group[0])
+            for layer in group:
+                self._quantize(layer, true, seen)
+                growing.finish(layer)
+        self._exact, self._states = exact.after, growing.after()
 
     def go_on(self, index: int) -> None:
-        """Move the frames behind the stage."""
+        """Move the frames behind a stage that is quantized already."""
         with torch.no_grad():
             self._exact = [self.stages[index].run(state) for state in self._exact]
             self._states = [self._twin_stages[index].run(state) for state in self._states]
 
-    def _groups(self, index: int) -> list[list[LinearLayer]]:
-        """Layers of a stage in order, those that read the very same tensor together."""
-        layers = self.layers_of(index)
-        if not layers:
-            return []
-        inputs = _inputs(self._network, layers, self.stages[index], self._exact[0])
-        groups: list[list[LinearLayer]] = []
-        for layer in layers:
-            if groups and inputs[groups[-1][0].name] is inputs[layer.name]:
-                groups[-1].append(layer)
-            else:
-                groups.append([layer])
-        return groups
-
-    def _drifts(self, index: int, group: list[LinearLayer]) -> list[_Drift]:
-        drifts = [_Drift(one.columns, self._plan.input_columns.get(one.name)) for one in group]
-        first = group[0]
-        weights = [self._token_weights(layer) for layer in group]
+    def _drift(
+        self, layer: LinearLayer, weight: Tensor, true: Sequence[Tensor], seen: Sequence[Tensor]
+    ) -> Drift:
+        weights = self._token_weights(layer)
+        drift = Drift(weight, self._plan.input_columns.get(layer.name), len(weights))
         done = 0
-        for exact, state in zip(self._exact, self._states, strict=True):
-            true = _inputs(self._network, [first], self.stages[index], exact)[first.name]
-            seen = _inputs(self._twin, [first], self._twin_stages[index], state)[first.name]
-            true, seen = (one.reshape(-1, first.columns) for one in (true, seen))
-            for layer, drift, weight in zip(group, drifts, weights, strict=True):
-                taken = seen
-                if self._plan.activation_bits.get(layer.name) == 8:
-                    taken = rounded_activations(seen)
-                drift.add(true, taken, weight[done : done + len(true)])
-            done += len(true)
-        return drifts
+        for exact, inputs in zip(true, seen, strict=True):
+            if self._plan.activation_bits.get(layer.name) == 8:
+                inputs = rounded_activations(inputs)
+            drift.add(exact, inputs, weights[done : done + len(exact)])
+            done += len(exact)
+        return drift
 
     def _token_weights(self, layer: LinearLayer) -> Tensor:
         """``[tokens]`` of sum 1: partly all alike, partly by the action's slopes."""
@@ -176,13 +142,16 @@ class _Reconstruction:
         mean = slopes.mean().clamp_min(torch.finfo(torch.float32).tiny)
         return ((1 - ACTION_SHARE) + ACTION_SHARE * slopes / mean) / slopes.numel()
 
-    def _quantize(self, layer: LinearLayer, drift: _Drift) -> None:
+    def _quantize(
+        self, layer: LinearLayer, true: Sequence[Tensor], seen: Sequence[Tensor]
+    ) -> None:
         weight = linear_weight(self._network, layer).float()
+        drift = self._drift(layer, weight, true, seen)
         kept = self._plan.input_columns.get(layer.name)
-        corrected = weight if kept is None else weight[:, kept.long()]
-        corrected = corrected + DRIFT * _solve(weight @ drift.cross, drift.moment)
-        codes = LayerCodes(layer, self._plan.row_bits[layer.name], corrected)
         compensator = Compensator(drift.moment)
+        corrected = drift.correction(compensator).mul_(DRIFT)
+        corrected += weight if kept is None else weight[:, kept.long()]
+        codes = LayerCodes(layer, self._plan.row_bits[layer.name], corrected)
         for bits, index in codes.rows_by_width():
             rows = corrected[index]
             grid: Grid = clipped_grid(rows, bits, drift.moment.diagonal())
@@ -191,8 +160,7 @@ class _Reconstruction:
         self.layers[layer.name] = finished
         bias = self._network.get_submodule(layer.name).bias
         if isinstance(bias, Tensor):
-            stored = finished.stored_values()
-            error = weight @ drift.exact_mean - stored @ drift.mean
+            error = weight @ drift.exact_mean - finished.stored_values() @ drift.mean
             self.overrides[f"{layer.name}.bias"] = (bias + error).to(torch.bfloat16).float()
         apply_layer(self._twin, finished, self.overrides)
 
@@ -200,66 +168,19 @@ class _Reconstruction:
         """Everything that the stage decided."""
         tensors: dict[str, Tensor] = {}
         for layer in self.layers_of(index):
-            done = self.layers[layer.name]
-            tensors |= {
-                f"codes/{layer.name}": done.codes,
-                f"scale/{layer.name}": done.grid.scale,
-                f"zero/{layer.name}": done.grid.zero,
-                f"weight/{layer.name}": done.weight,
-            }
+            tensors |= layer_to_tensors(self.layers[layer.name].packed)
             bias = self.overrides.get(f"{layer.name}.bias")
             if bias is not None:
-                tensors[f"bias/{layer.name}"] = bias
+                tensors[f"{layer.name}.bias"] = bias
         return tensors
 
     def take_stage(self, index: int, tensors: dict[str, Tensor]) -> None:
         """The stage as ``stage_tensors`` said."""
         for layer in self.layers_of(index):
             name = layer.name
-            self.layers[name] = QuantizedLayer(
-                layer,
-                self._plan.row_bits[name],
-                tensors[f"codes/{name}"],
-                Grid(tensors[f"scale/{name}"], tensors[f"zero/{name}"]),
-                tensors[f"weight/{name}"],
-                self._plan.activation_bits.get(name, 16),
-                self._plan.input_columns.get(name),
-            )
-            if f"bias/{name}" in tensors:
-                self.overrides[f"{name}.bias"] = tensors[f"bias/{name}"]
+            packed = layer_from_tensors(planned_spec(self._plan, layer), tensors)
+            self.layers[name] = QuantizedLayer(layer, packed)
+            if f"{name}.bias" in tensors:
+                self.overrides[f"{name}.bias"] = tensors[f"{name}.bias"]
             apply_layer(self._twin, self.layers[name], self.overrides)
-
-
-class _AllSeen(Exception):  # noqa: N818 (no error: it ends a stage early)
-    """Every wanted input was read."""
-
-
-def _inputs(
-    network: VlaNetwork, layers: list[LinearLayer], stage: Stage, state: State
-) -> dict[str, Tensor]:
-    """What each of the layers reads when the stage runs; it runs no further than needed."""
-    found: dict[str, Tensor] = {}
-
-    def take(name: str, module: nn.Module, inputs: tuple[Tensor]) -> None:
-        found[name] = inputs[0]
-        if len(found) == len(layers):
-            raise _AllSeen
-
-    handles = [
-        network.get_submodule(layer.name).register_forward_pre_hook(partial(take, layer.name))
-        for layer in layers
-    ]
-    try:
-        with torch.no_grad(), suppress(_AllSeen):
-            stage.run(state)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
-
-
-def _solve(right: Tensor, moment: Tensor) -> Tensor:
-    """``right (moment + ridge)^-1`` for a symmetric ``moment``."""
-    ridge = _RIDGE * float(moment.diagonal().mean())
-    damped = moment.double() + torch.eye(len(moment), dtype=torch.double) * ridge
-    return torch.cholesky_solve(right.double().T, torch.linalg.cholesky(damped)).T.float()
+        self.go_on(index)

@@ -14,6 +14,7 @@ from qvla_ros.quantize.widths import GRID_WIDTHS
 
 CLIP_STEPS = 24  # candidates of the clip search
 _SMALLEST_CLIP = {2: 0.35, 3: 0.4, 4: 0.5, 8: 0.85}  # share of the range; few levels, tight clip
+_SEARCHED_WEIGHTS = 1 << 19  # at a time: the passes of the search stay in the processor's cache
 _TINY = 1e-30  # range of a row of zeros, so that its scale stays positive
 
 
@@ -91,7 +92,14 @@ def clipped_grid(weight: Tensor, bits: int, energy: Tensor) -> Grid:
         energy: ``[columns]``, mean squares of the inputs.
     """
     _require_grid_width(bits)
-    weight, energy = weight.float(), energy.float()
+    rows = max(1, _SEARCHED_WEIGHTS // weight.shape[1])
+    parts = [_clipped(part.float(), bits, energy.float()) for part in weight.split(rows)]
+    return Grid(
+        torch.cat([part.scale for part in parts]), torch.cat([part.zero for part in parts])
+    )
+
+
+def _clipped(weight: Tensor, bits: int, energy: Tensor) -> Grid:
     low, high = weight.amin(1), weight.amax(1)
     extreme = torch.maximum(high, -low)
     best = _grid_of(low, high, bits)
@@ -136,4 +144,7 @@ def _grid_of(low: Tensor, high: Tensor, bits: int) -> Grid:
 
 
 def _output_error(weight: Tensor, grid: Grid, bits: int, energy: Tensor) -> Tensor:
-    return (values_of(codes_on(weight, grid, bits), grid) - weight).square_() @ energy
+    """Of the nearest codes, ``[rows]``; the arithmetic of ``codes_on`` and ``values_of``."""
+    scale, zero = grid.over(weight.shape[1])
+    error = (weight / scale).add_(zero).round_().clamp_(0, 2**bits - 1)
+    return error.sub_(zero).mul_(scale).sub_(weight).square_() @ energy

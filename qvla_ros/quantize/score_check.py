@@ -139,7 +139,7 @@ class DrawnRows:
         """Take the rows of one measured layer (``on_layer`` of ``measure_sensitivity``)."""
         rows = self._rows.get(evidence.layer.name)
         if rows is not None:
-            self._values[evidence.layer.name] = evidence.candidates[:, rows].clone()
+            self._values[evidence.layer.name] = evidence.candidates.values(rows)
 
     def rounded(self, name: str, rows: Tensor, bits: int) -> Tensor:
         """The new values, float32 ``[n, columns]``; as ``measure_rows`` asks for them."""

@@ -23,13 +23,13 @@ from qvla_ros.models.linear_layer import LinearLayer
 from qvla_ros.models.network import VlaNetwork
 from qvla_ros.quantize.action_metric import ActionMetric
 from qvla_ros.quantize.calibration import CalibrationSet
-from qvla_ros.quantize.compensation import Compensator
+from qvla_ros.quantize.candidates import Candidates
 from qvla_ros.quantize.gradient_sweep import GradientSweep
 from qvla_ros.quantize.journal import Journal
+from qvla_ros.quantize.kept_states import KeptStates
 from qvla_ros.quantize.layer_evidence import InputMoments, LayerEvidence, RowScores
 from qvla_ros.quantize.linear_weight import linear_weight
-from qvla_ros.quantize.rounding import GridSearch, clipped_grid, codes_on, values_of
-from qvla_ros.quantize.widths import GRID_WIDTHS
+from qvla_ros.quantize.rounding import GridSearch, clipped_grid
 
 OnProgress = Callable[[int, int], None]
 """Called with (done, total)."""
@@ -106,7 +106,9 @@ def measure_sensitivity(
         CalibrationError: A layer never ran, got no gradient, or has a score that is not finite.
     """
     settings = settings or MeasureSettings()
-    sweep = GradientSweep(network, calibration.batches(), metric, settings.probes, settings.seed)
+    kept = KeptStates(None if journal is None else journal.folder)
+    batches = calibration.batches()
+    sweep = GradientSweep(network, batches, metric, settings.probes, settings.seed, kept)
     found = _Findings(journal)
     first = found.resume(sweep)
     for index in reversed(range(first)):
@@ -129,31 +131,6 @@ def measure_sensitivity(
     )
 
 
-def candidate_weights(
-    weight: Tensor, moment: Tensor, search: GridSearch, compensate: bool = True
-) -> Tensor:
-    """A weight rounded at 0 bits and at each grid width.
-
-    Args:
-        weight: Floating ``[rows, columns]``.
-        moment: Second moment of the inputs, ``[columns, columns]``.
-        search: Of the grids.
-        compensate: Whether later columns make up for earlier ones.
-
-    Returns:
-        float32 ``[1 + len(GRID_WIDTHS), rows, columns]``.
-    """
-    compensator = Compensator(moment) if compensate else None
-    candidates = [torch.zeros_like(weight, dtype=torch.float32)]
-    for bits in GRID_WIDTHS:
-        grid = search(weight, bits, moment.diagonal())
-        codes = codes_on(weight, grid, bits)
-        if compensator is not None:
-            codes = compensator.round(weight, grid, bits)
-        candidates.append(values_of(codes, grid))
-    return torch.stack(candidates)
-
-
 def _measure_stage(
     network: VlaNetwork, sweep: GradientSweep, index: int, settings: MeasureSettings
 ) -> list[LayerEvidence]:
@@ -161,18 +138,18 @@ def _measure_stage(
     moments = {layer.name: InputMoments(layer) for layer in layers}
     if layers:
         sweep.show(index, lambda seen: moments[seen.layer.name].add(seen), WEIGHT_PROBES)
-    candidates, scores = {}, {}
+    plain, candidates, scores = {}, {}, {}
     for layer in layers:
+        name = layer.name
+        plain[name], moment = moments.pop(name).finished()
         weight = linear_weight(network, layer).float()
-        moment = moments[layer.name].action_weighted
-        rounded = candidate_weights(weight, moment, settings.search, settings.compensate)
-        candidates[layer.name] = rounded
-        scores[layer.name] = RowScores(layer, rounded - weight)
+        candidates[name] = Candidates.of(weight, moment, settings.search, settings.compensate)
+        scores[name] = RowScores(layer, candidates[name])
     sweep.leave(index, lambda seen: scores[seen.layer.name].add(seen))
     return [
         LayerEvidence(
             layer,
-            moments[layer.name].plain,
+            plain[layer.name],
             candidates[layer.name],
             scores[layer.name].scores(),
             scores[layer.name].slope_energy(),

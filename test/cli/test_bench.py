@@ -10,9 +10,9 @@ from qvla_ros.evaluate import load_bench
 
 
 def test_kernels_are_measured_and_written(tmp_path, capsys) -> None:
-    out = tmp_path / "kernels.json"
+    out, plot = tmp_path / "kernels.json", tmp_path / "kernels.svg"
     words = ["bench", "kernels", "--shapes", "64x128", "--tokens", "1,17", "--repeats", "1"]
-    assert main([*words, "--device", "cpu", "--json", str(out)]) == 0
+    assert main([*words, "--device", "cpu", "--json", str(out), "--plot", str(plot)]) == 0
     printed = capsys.readouterr().out
     assert "64x128,   1 tokens: bf16 " in printed
     assert "scratch memory of all layers" in printed
@@ -22,6 +22,8 @@ def test_kernels_are_measured_and_written(tmp_path, capsys) -> None:
     assert report["machine"]["torch"] != "absent"
     assert [case["tokens"] for case in report["times"]] == [1, 17]
     assert report["average_bits_per_weight"] == pytest.approx(4.3)
+    assert report["rivals"].keys() == {"torch_int8", "torch_int4", "torch_int_mm"}
+    assert "64 x 128" in plot.read_text()
 
 
 def test_loading_a_synthetic_checkpoint_is_measured(tmp_path, capsys, monkeypatch) -> None:

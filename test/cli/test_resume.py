@@ -12,7 +12,8 @@ from qvla_ros.cli.main import main
 
 NEVER = 1000
 STAGES = 10  # of the tiny network
-PURPOSE, SWEEPS, PLAN = 1, STAGES, 3  # files before the codes; the table is written twice
+# Files before the codes: the purpose and an estimate; the table is written twice.
+PURPOSE, SWEEPS, PLAN = 2, STAGES, 3
 MEASURED = PURPOSE + SWEEPS + PLAN
 
 

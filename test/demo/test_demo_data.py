@@ -10,9 +10,10 @@ from safetensors import safe_open
 from qvla_ros.evaluate.bag_layout import BagLayout
 from qvla_ros.evaluate.episode import read_episode
 from qvla_ros.evaluate.rollout_record import read_records
+from qvla_ros.models.folder_settings import processing_settings
 from qvla_ros.models.openvla_oft import OpenVlaOftConfig
 from qvla_ros.models.processing import Processing
-from qvla_ros.models.registry import empty_network, processing_settings
+from qvla_ros.models.registry import empty_network
 from qvla_ros.models.released_folder import open_small_files
 from qvla_ros.models.released_layout import read_llama, read_towers
 from qvla_ros.models.robot_constants import ROBOT_CONSTANTS
@@ -76,7 +77,7 @@ def test_the_bags_know_more_than_one_task():
 def test_the_readme_says_what_the_kept_episodes_say():
     readme = (DEMO.parent / "README.md").read_text()
     for name in ("float", "packed"):
-        records = read_records(DEMO / "closed_loop" / f"{name}.jsonl")
+        records = read_records(DEMO / "closed_loop" / f"{name}.jsonl.xz")
         assert len({(one.task, one.initial_state) for one in records}) == len(records) == 100
         successes = sum(one.success for one in records)
         assert f"**{successes} of 100**" in readme

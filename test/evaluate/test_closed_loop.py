@@ -12,6 +12,7 @@ import pytest
 from qvla_ros.errors import ConfigurationError
 from qvla_ros.evaluate.rollout_record import (
     RolloutRecord,
+    RosFacts,
     check_same_run,
     compare_paired,
     parse_record,
@@ -103,6 +104,56 @@ def test_records_are_read_as_they_were_written(tmp_path):
     assert [each.name for each in (tmp_path / "out").iterdir()] == ["a.jsonl"]
 
 
+def test_a_compressed_file_holds_the_same_records_and_a_damaged_one_is_named(tmp_path):
+    records = [record(state, steps=60 + state) for state in range(50)]
+    write_records(tmp_path / "a.jsonl.xz", records)
+    write_records(tmp_path / "a.jsonl", records)
+    assert read_records(tmp_path / "a.jsonl.xz") == records
+    sizes = [(tmp_path / name).stat().st_size for name in ("a.jsonl.xz", "a.jsonl")]
+    assert sizes[0] < sizes[1] / 5
+    (tmp_path / "a.jsonl.xz").write_bytes(b"no archive")
+    with pytest.raises(ConfigurationError, match=r"a\.jsonl\.xz is damaged"):
+        read_records(tmp_path / "a.jsonl.xz")
+
+
+def test_what_the_messages_of_an_episode_tell_is_read_as_strictly(tmp_path):
+    facts = RosFacts(0.5, 4, 15, (150.0, 250.0, 300.0), 2, 1, {"stale_observation": 1}, 0)
+    through_ros = record(7, ros=facts)
+    write_records(tmp_path / "a.jsonl", [through_ros, record(8)])
+    assert read_records(tmp_path / "a.jsonl") == [through_ros, record(8)]
+    assert "ros" not in json.loads((tmp_path / "a.jsonl").read_text().splitlines()[1])
+    for change in (
+        {"chunks": 1.5},
+        {"drops": {"late": "1"}},
+        {"chunk_age_ms": [1.0]},
+        {"more": 0},
+    ):
+        values = asdict(through_ros)
+        values["ros"] |= change
+        with pytest.raises(ValueError, match=r"is no|hold|three numbers|its fields"):
+            parse_record(json.dumps(values))
+
+
+def test_the_digest_is_of_what_the_simulator_executes():
+    from qvla_ros.evaluate.libero import actions_digest
+
+    actions = np.array([[0.5, 0, 0, 0, 0, 0, 0.98], [2.0, 0, 0, 0, 0, 0, 0.1]], np.float32)
+    same = np.array([[0.5, 0, 0, 0, 0, 0, 1.02], [1.0, 0, 0, 0, 0, 0, -0.3]], np.float32)
+    assert actions_digest(actions) == actions_digest(same)
+    assert actions_digest(actions) != actions_digest(same[::-1])
+
+
+def test_records_alone_are_told_and_compared_without_a_policy(tmp_path, capsys):
+    from qvla_ros.cli.main import main
+
+    write_records(tmp_path / "a.jsonl", [record(0), record(1, False)])
+    write_records(tmp_path / "b.jsonl.xz", [record(0), record(1)])
+    words = ["rollout", "--out", str(tmp_path / "a.jsonl")]
+    assert main([*words, "--against", str(tmp_path / "b.jsonl.xz")]) == 0
+    assert "2 pairs: both 1, only this 0, only the other 1" in capsys.readouterr().out
+    assert main(["rollout", "--out", str(tmp_path / "none.jsonl")]) != 0
+
+
 def test_a_file_that_does_not_exist_yet_holds_no_records(tmp_path):
     assert read_records(tmp_path / "new.jsonl") == []
 
@@ -182,7 +233,7 @@ def test_episodes_without_a_partner_or_of_another_simulator_are_not_compared():
 
 
 def test_a_plan_lists_each_episode_once():
-    from qvla_ros.evaluate.closed_loop import RolloutPlan
+    from qvla_ros.evaluate.rollout_plan import RolloutPlan
 
     plan = RolloutPlan("libero_spatial", (0, 2), episodes=2)
     expected = [("libero_spatial", task, state) for task in (0, 2) for state in (0, 1)]

@@ -243,6 +243,16 @@ def test_the_state_may_be_a_pose_and_joints(tmp_path):
         alone.observations[0]
 
 
+def test_a_policy_without_proprioception_needs_no_state_topic(tmp_path):
+    path = usable_bag(tmp_path / "bag", 3, leave_out="state").close()
+    layout = replace(LAYOUT, images={"primary": PRIMARY}, state_names=())
+    assert list(layout.sources) == [PRIMARY]
+    read = read_episode(path, layout)
+    assert [seen.state.shape for seen in read.observations] == [(0,)] * 3
+    with pytest.raises(CalibrationError, match="/robot/state"):
+        read_episode(path, LAYOUT)
+
+
 def test_the_instruction_may_be_told_instead_of_recorded(tmp_path):
     bag = RawBag(tmp_path / "bag")
     for index in range(2):

@@ -14,8 +14,14 @@ from qvla_ros.evaluate.kernel_bench import (
     bench_kernels,
     synthetic_layer,
 )
-from qvla_ros.evaluate.turns import relative_speed, time_in_turns
+from qvla_ros.evaluate.turns import (
+    median_interval,
+    relative_speed,
+    speed_interval,
+    time_in_turns,
+)
 from qvla_ros.kernels.operand import LinearOperand
+from qvla_ros.kernels.quantized_linear import QuantizedLinear
 from qvla_ros.kernels.reference import dequantize, linear_reference
 
 
@@ -46,14 +52,13 @@ def test_it_says_which_kernel_multiplied_and_why(bench) -> None:
 def test_resident_bytes_count_codes_scales_and_every_index() -> None:
     layer = synthetic_layer(64, 128, PACKINGS[0])
     ratio = bench_kernels([(64, 128)], [1], 1).resident_weight_ratio["a16"]
-    assert ratio == pytest.approx((layer.nbytes + 2 * 4 * 64) / (2 * 64 * 128))
+    pruned = 64 - layer.stored_rows  # which the file's order of rows does not name
+    assert ratio == pytest.approx((layer.nbytes + 4 * pruned + 4 * 64) / (2 * 64 * 128))
 
 
 def test_layers_of_true_size_take_less_than_a_third_of_bf16() -> None:
     layer = synthetic_layer(4096, 4096, PACKINGS[0])
-    operand = LinearOperand.prepare(layer)
-    resident = layer.nbytes + operand.order.nbytes + operand.gather.nbytes
-    assert resident <= 0.32 * 2 * 4096 * 4096
+    assert QuantizedLinear(layer).memory_bytes() <= 0.32 * 2 * 4096 * 4096
 
 
 @pytest.mark.parametrize("packing", PACKINGS, ids=lambda packing: packing.name)
@@ -104,6 +109,14 @@ def test_candidates_take_turns_after_one_round_that_does_not_count() -> None:
     assert {name: len(times) for name, times in seconds.items()} == {"a": 3, "b": 3}
 
 
+def test_a_lead_in_runs_before_each_one_that_counts_and_is_not_timed(monkeypatch) -> None:
+    calls: list[str] = []
+    clock = itertools.count(0, 10)
+    monkeypatch.setattr(turns.time, "perf_counter", lambda: calls.append("clock") or next(clock))
+    assert time_in_turns({"a": lambda: calls.append("run")}, 1, lead_in=2) == {"a": [10]}
+    assert calls == ["run", "run", "run", "clock", "run", "clock"]
+
+
 def test_each_run_is_measured_by_itself(monkeypatch) -> None:
     clock = itertools.count(0, 10)
     monkeypatch.setattr(turns.time, "perf_counter", lambda: next(clock))
@@ -113,6 +126,18 @@ def test_each_run_is_measured_by_itself(monkeypatch) -> None:
 def test_speed_is_the_median_over_the_turns_so_that_one_disturbance_does_not_count() -> None:
     seconds = {"base": [1.0, 1.0, 9.0], "twice as fast": [0.5, 0.5, 0.5]}
     assert relative_speed(seconds, "base") == {"base": 1.0, "twice as fast": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"), [(1, (0, 0)), (5, (0, 4)), (6, (0, 5)), (10, (1, 8)), (25, (7, 17))]
+)
+def test_the_interval_of_a_median_is_that_of_the_binomial_distribution(count, expected) -> None:
+    assert median_interval(list(range(count))[::-1]) == expected
+
+
+def test_the_interval_of_a_speed_is_of_the_turns_own_ratios() -> None:
+    seconds = {"base": [1.0, 3.0], "other": [0.5, 1.0]}
+    assert speed_interval(seconds, "base") == {"base": (1.0, 1.0), "other": (2.0, 3.0)}
 
 
 def test_the_order_of_the_turns_changes() -> None:

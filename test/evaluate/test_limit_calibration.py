@@ -12,6 +12,7 @@ from qvla_ros.evaluate.limit_calibration import (
     count_trips,
     windows,
 )
+from qvla_ros.evaluate.rate_bound import upper_bound
 from qvla_ros.policy.action_limits import read_limits
 
 PERIOD = 50
@@ -61,8 +62,23 @@ def test_each_recording_is_judged_by_limits_of_the_others():
     recordings = [chunks([0, 1], [0, 1]), chunks([0, 1], [1, 0]), chunks([0, 1], [0, 5])]
     found = calibrate_limits(recordings, ["dx"], margin=0.0)
     assert found.heldout is not None
-    assert (found.heldout.chunks, found.heldout.refused) == (6, 1)
-    assert found.heldout.named(["dx"]) == {"dx.upper": 1, "dx.max_step": 1}
+    assert (found.heldout.trips.chunks, found.heldout.trips.refused) == (6, 1)
+    assert found.heldout.trips.named(["dx"]) == {"dx.upper": 1, "dx.max_step": 1}
+    assert (found.heldout.recordings, found.heldout.refused) == (3, 1)
+    assert found.heldout.bound == pytest.approx(upper_bound(1, 3))
+
+
+def test_the_least_margin_refuses_nothing_and_a_smaller_one_does():
+    random = np.random.default_rng(1)
+    recordings = [random.normal(size=(20, 8, 2)).astype(np.float32) for _ in range(4)]
+    tight = calibrate_limits(recordings, ["a", "b"], margin=0.0).heldout
+    assert tight is not None
+    assert tight.refused > 0
+    least = tight.least_margin
+    for margin, refused in ((least * 1.001, False), (least * 0.999, True)):
+        heldout = calibrate_limits(recordings, ["a", "b"], margin).heldout
+        assert heldout is not None
+        assert (heldout.refused > 0) == refused
 
 
 def test_a_chunk_is_counted_for_every_limit_that_it_breaks_and_the_node_agrees():
@@ -92,6 +108,8 @@ def test_the_file_is_read_by_the_node(tmp_path):
     assert content["false_positive_rate"] == {"dx": {"lower": 0.0, "upper": 0.5, "max_step": 0.5}}
     assert content["provenance"] == {
         "source": "here", "margin": 0.1, "chunks": 2, "heldout_chunks": 2, "heldout_refused": 1,
+        "heldout_bags": 2, "heldout_bags_refused": 1, "refused_bags_at_most": upper_bound(1, 2),
+        "least_margin": 1.0,
     }  # fmt: skip
 
 
@@ -103,3 +121,11 @@ def test_a_recording_without_a_chunk_is_refused():
 def test_an_action_that_is_not_finite_limits_nothing():
     with pytest.raises(CalibrationError, match=r"bag 1 of 1 .* not finite"):
         calibrate_limits([chunks([0, np.nan])], ["dx"], 0.1)
+
+
+def test_chunks_of_one_action_have_limits_of_their_values_alone():
+    found = calibrate_limits([chunks([0], [2]), chunks([1], [2])], ["dx"], margin=0.0)
+    assert (found.limits.lower[0], found.limits.upper[0], found.limits.max_step[0]) == (0, 2, 0)
+    assert found.limits.violation(np.array([[1.5]], np.float32)) is None
+    assert found.heldout is not None
+    assert found.heldout.trips.named(["dx"]) == {"dx.lower": 1}

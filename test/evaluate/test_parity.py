@@ -16,9 +16,13 @@ from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
 from qvla_ros.errors import CalibrationError
 from qvla_ros.evaluate.episode import read_episode
-from qvla_ros.evaluate.parity import CHUNK_TYPE, Parity, check_parity
+from qvla_ros.evaluate.parity import CHUNK_TYPE, Parity, Planner, check_parity
+from qvla_ros.policy.chunk_scheduler import ChunkScheduler
+from qvla_ros.policy.chunk_strategy import Blend, ChunkStrategy, Ensemble
 
 TOPIC = "/policy/action_chunk"
+LATENCY_NS = 30_000_000
+ALL_COLUMNS = np.ones(3, bool)
 DEFINITION = (Path(__file__).parents[2] / "msg" / "ActionChunk.msg").read_text()
 
 
@@ -32,14 +36,19 @@ class Recording:
         self.store = get_typestore(Stores.ROS2_JAZZY)
         self.store.register(get_types_from_msg(DEFINITION, CHUNK_TYPE))
         self.bag.store = self.store
+        self.seq = 0
 
-    def publish(self, stamp_ns: int, actions: np.ndarray, instruction: str = "go") -> None:
+    def publish(
+        self, stamp_ns: int, actions: np.ndarray, instruction: str = "go", episode_id: int = 1
+    ) -> None:
         message = self.blank(CHUNK_TYPE)
         message.header = self.bag.header(stamp_ns)
-        message.instruction = instruction
+        message.accepted_stamp = self.bag.header(stamp_ns + LATENCY_NS).stamp
+        message.instruction, message.episode_id = instruction, episode_id
+        message.seq, self.seq = self.seq, self.seq + 1
         message.horizon, message.dim = actions.shape
         message.data = actions.ravel()
-        self.bag.put(TOPIC, stamp_ns + 30_000_000, message)
+        self.bag.put(TOPIC, stamp_ns + LATENCY_NS, message)
 
     def blank(self, kind: str) -> object:
         """A message of zeros."""
@@ -79,7 +88,9 @@ def test_chunks_of_the_same_inputs_are_the_same(recording, said):
     for step in (0, 2, 5):
         recording.publish(START_NS + step * PERIOD_NS, said[step])
     parity = check_parity(FakePolicy(), recording.bag.close(), LAYOUT, TOPIC)
-    assert parity == Parity(chunks=3, unmatched=0, mismatches=0, greatest_difference=0.0)
+    assert parity == Parity(
+        chunks=3, unmatched=0, unknown=0, mismatches=0, greatest_difference=0.0
+    )
 
 
 def test_a_chunk_that_says_something_else_is_a_mismatch(recording, said):
@@ -111,3 +122,51 @@ def test_holds_are_no_chunks_and_a_bag_of_holds_alone_is_refused(recording):
     recording.publish(START_NS, np.zeros((0, 3), np.float32))
     with pytest.raises(CalibrationError, match=f"topic {TOPIC}: holds no chunk"):
         check_parity(FakePolicy(), recording.bag.close(), LAYOUT, TOPIC)
+
+
+def said_through(strategy: ChunkStrategy, path: Path) -> list[np.ndarray]:
+    """What a node with this strategy publishes; the task of the last two steps is a new episode."""
+    planner = Planner.of(FakePolicy(), strategy)
+    scheduler = ChunkScheduler(planner.settings, strategy)
+    published = []
+    for step, seen in enumerate(read_episode(path, LAYOUT).observations):
+        if step == 4:
+            scheduler.flush("instruction_changed")
+        chunk = FakePolicy().infer(seen).chunk
+        acceptance = scheduler.accept(chunk, chunk.observed_at_ns + LATENCY_NS)
+        assert acceptance.planned is not None
+        published.append(acceptance.planned.actions)
+    return published
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [Blend(ALL_COLUMNS, 120_000_000), Ensemble(ALL_COLUMNS, 8, 0.5)],
+    ids=["blend", "ensemble"],
+)
+def test_chunks_that_were_made_of_several_are_made_again(recording, tmp_path, strategy):
+    published = said_through(strategy, usable_bag(tmp_path / "other", 6).close())
+    for step, actions in enumerate(published):
+        stamp_ns = START_NS + step * PERIOD_NS
+        recording.seq = 0 if step == 4 else recording.seq  # stopped and started
+        recording.publish(stamp_ns, actions, episode_id=1 if step < 4 else 2)
+    path = recording.bag.close()
+    planner = Planner.of(FakePolicy(), strategy)
+    parity = check_parity(FakePolicy(), path, LAYOUT, TOPIC, planner=planner)
+    assert parity == Parity(
+        chunks=6, unmatched=0, unknown=0, mismatches=0, greatest_difference=0.0
+    )
+    assert check_parity(FakePolicy(), path, LAYOUT, TOPIC).mismatches == 4, "they were mixed"
+
+
+def test_what_was_mixed_with_a_chunk_that_is_not_in_the_bag_is_not_judged(recording, tmp_path):
+    strategy = Ensemble(ALL_COLUMNS, 8, 0.5)
+    published = said_through(strategy, usable_bag(tmp_path / "other", 6).close())
+    for step in (0, 1, 3):
+        recording.seq = step
+        recording.publish(START_NS + step * PERIOD_NS, published[step])
+    path = recording.bag.close()
+    planner = Planner.of(FakePolicy(), strategy)
+    parity = check_parity(FakePolicy(), path, LAYOUT, TOPIC, planner=planner)
+    assert (parity.chunks, parity.unknown, parity.mismatches) == (3, 1, 0)
+    assert check_parity(FakePolicy(), path, LAYOUT, TOPIC).unknown == 0

@@ -27,7 +27,6 @@ def native(request, monkeypatch) -> bool:
         (CPU, torch.float32, 16, "cpu_chunked", "CPU: dequantize a chunk"),
         (CPU, torch.float32, 8, "cpu_chunked", "multiply integers"),
         (CPU, torch.float16, 16, "cpu_chunked", "computed in float32"),
-        (CUDA, BF16, 16, "reference", "it has not run on a GPU yet"),
     ],
 )
 @pytest.mark.usefixtures("native")
@@ -37,6 +36,20 @@ def test_the_choice_depends_on_device_dtype_and_activations(
     choice = select_kernel(device, dtype, activation_bits=bits)
     assert choice.name == name
     assert reason in choice.reason
+
+
+@pytest.mark.parametrize(
+    ("obstacle", "name", "reason"),
+    [(None, "triton", "one launch"), ("it is Sunday", "reference", "slow, because it is Sunday")],
+)
+def test_cuda_is_multiplied_by_triton_unless_something_is_in_the_way(
+    obstacle, name, reason, monkeypatch
+) -> None:
+    monkeypatch.setattr(selection, "triton_obstacle", lambda: obstacle)
+    choice = select_kernel(CUDA, BF16)
+    assert choice.name == name
+    assert reason in choice.reason
+    assert select_kernel(CUDA, torch.float32).name == "reference"
 
 
 @pytest.mark.parametrize("bits", [16, 8])

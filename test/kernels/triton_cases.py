@@ -8,9 +8,12 @@ import sys
 import torch
 from kernel_cases import FORMS, MIXES, make_layer
 
+from qvla_ros.evaluate.gpu_checks import LIMIT, run_checks
+from qvla_ros.evaluate.gpu_networks import network_error
 from qvla_ros.kernels.operand import LinearOperand
 from qvla_ros.kernels.quantized_linear import QuantizedLinear
 from qvla_ros.kernels.reference import linear_reference
+from qvla_ros.kernels.triton_fused import TRITON
 from qvla_ros.kernels.triton_linear import linear_triton
 
 # Interpreted bfloat16 products are wrong, silently: a GPU has to show those.
@@ -41,13 +44,24 @@ def check_what_is_not_finite(device: str) -> None:
     assert not torch.isfinite(y[1:]).any()
 
 
+def check_steps(device: str, dtype: torch.dtype) -> int:
+    """All steps of a fused network, into memory that holds NaN; how many."""
+    checks = run_checks(TRITON, torch.device(device), dtype)
+    wrong = [check for check in checks if not check.passed]
+    assert not wrong, wrong
+    return len(checks)
+
+
 if __name__ == "__main__":
     where = sys.argv[1]
-    for dtype_ in DTYPES[where]:
+    count = sum(check_steps(where, dtype_) for dtype_ in DTYPES[where])
+    for dtype_ in DTYPES[where][:1]:
         for bits_ in (16, 8):
             for mix_ in MIXES:
                 check(where, dtype_, mix_, "groups and removed columns", bits_, 3)
             for form_ in FORMS:
                 check(where, dtype_, "mixed", form_, bits_, 70)
+            count += len(MIXES) + len(FORMS)
     check_what_is_not_finite(where)
-    print("all cases passed")
+    assert network_error(torch.device(where), TRITON, bits=8) < LIMIT
+    print(f"all cases passed: {count + 1}")

@@ -53,6 +53,21 @@ def add_unnamed_tensor(shard: Path) -> None:
     save_file({**load_file(shard), "stowaway": torch.zeros(1)}, shard)
 
 
+def leave_only_an_adapter(folder: Path) -> None:
+    for file in folder.glob("model*"):
+        file.unlink()
+    (folder / "lora_adapter").mkdir()
+
+
+def take_the_head_away(folder: Path) -> None:
+    for file in folder.glob("*.pt"):
+        file.unlink()
+
+
+def cut_the_end(shard: Path) -> None:
+    shard.write_bytes(shard.read_bytes()[:-1])
+
+
 def test_a_folder_in_the_released_layout_gives_finite_actions(pristine):
     model = load_model(pristine)
     actions = model.network(model.processing.prepare(tiny_observation()))
@@ -172,6 +187,18 @@ FAULTS = {
     "a FiLM folder": (
         lambda f: (f / "vision_backbone--7_checkpoint.pt").write_bytes(b""),
         "FiLM",
+    ),
+    "an adapter without its model": (leave_only_an_adapter, "merge it into the base model"),
+    "neither a head nor action bins": (take_the_head_away, "no family that is known"),
+    "a shard without its end": (
+        lambda f: cut_the_end(f / "model-00002-of-00002.safetensors"),
+        "cannot read the shard .*model-00002-of-00002",
+    ),
+    "whole numbers for weights": (
+        lambda f: edit_shard(
+            f, lambda t: t.update({n: v.to(torch.int8) for n, v in list(t.items())[:1]})
+        ),
+        "stored as I8",
     ),
     "a diffusion head": (
         lambda f: (f / "noisy_action_projector--7_checkpoint.pt").write_bytes(b""),

@@ -7,8 +7,9 @@ import pytest
 from tiny_model import LLAMA, TOWERS
 
 from qvla_ros.errors import CheckpointError, UnsupportedModelError
+from qvla_ros.models.families import config_from_json
 from qvla_ros.models.openvla_oft import OpenVlaOftConfig
-from qvla_ros.models.registry import config_from_json, empty_network
+from qvla_ros.models.registry import empty_network
 
 LLAMA_ARGUMENTS = {key: value for key, value in LLAMA.items() if key != "model_type"}
 CONFIG = OpenVlaOftConfig(TOWERS, LLAMA_ARGUMENTS, 2, 8, 7, 8)
@@ -19,8 +20,8 @@ def as_json() -> dict:
 
 
 def test_a_configuration_survives_json():
-    assert config_from_json(as_json()) == CONFIG
-    assert empty_network(config_from_json(as_json())).linear_layers()
+    assert config_from_json("openvla_oft", as_json()) == CONFIG
+    assert empty_network(config_from_json("openvla_oft", as_json())).linear_layers()
 
 
 SPOILT = {
@@ -42,7 +43,7 @@ def test_a_spoilt_configuration_is_refused_with_the_field(fault):
     value = as_json()
     spoil(value)
     with pytest.raises(CheckpointError, match=message):
-        config_from_json(value)
+        config_from_json("openvla_oft", value)
 
 
 IMPOSSIBLE = {
@@ -62,4 +63,4 @@ def test_sizes_that_make_no_network_are_refused(fault):
     value = as_json()
     IMPOSSIBLE[fault](value)
     with pytest.raises((CheckpointError, UnsupportedModelError)):
-        empty_network(config_from_json(value))
+        empty_network(config_from_json("openvla_oft", value))

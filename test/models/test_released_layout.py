@@ -1,5 +1,6 @@
 """The table of tensors, against what is known of the released OpenVLA-7B."""
 
+import hashlib
 import math
 
 import pytest
@@ -28,10 +29,23 @@ def test_the_released_model_has_982_tensors_and_7_541_237_184_parameters():
     assert shapes["language_model.model.layers.31.mlp.down_proj.weight"] == (4096, 11008)
 
 
+# SHA-256 over "name [shape]" lines, sorted by name, of the published table of OpenVLA-7B.
+RELEASED_DIGEST = "99212ba7b2a20bff01a94924f778724810deca58ecd0cfc4beddd9b81bd1398f"
+
+
+def test_every_name_and_shape_is_that_of_the_released_model():
+    shapes = expected_tensors(read_towers(RELEASED), read_llama(RELEASED))
+    lines = "\n".join(f"{name} {list(shape)}" for name, shape in sorted(shapes.items()))
+    assert hashlib.sha256(lines.encode()).hexdigest() == RELEASED_DIGEST
+    assert 2 * sum(map(math.prod, shapes.values())) == 15_082_474_368
+
+
 def test_43_tensors_are_dead_and_422_of_430_targets_are_live():
     towers = read_towers(RELEASED)
     dead = dead_tensors(towers)
-    targets = [name for name in expected_tensors(towers, read_llama(RELEASED)) if is_target(name)]
+    shapes = expected_tensors(towers, read_llama(RELEASED))
+    assert sum(math.prod(shapes[name]) for name in dead) == 43_080_480
+    targets = [name for name in shapes if is_target(name)]
     assert len(dead) == 43
     assert (len(targets), len(set(targets) - dead)) == (430, 422)
 

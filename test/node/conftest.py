@@ -76,7 +76,7 @@ class Robot(Node):
         """Call one of the policy node's services."""
         client = self.create_client(Trigger, f"policy/{verb}")
         try:
-            assert self.until(client.service_is_ready)
+            assert self.until(client.service_is_ready, 60)  # a process takes a while to start
             answer = client.call_async(Trigger.Request())
             assert self.until(answer.done)
             return answer.result()

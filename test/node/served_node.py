@@ -1,11 +1,12 @@
 """A policy node in the test's own process, with a policy that can be foreseen."""
 
-from pathlib import Path
+from collections.abc import Mapping
 
 from fake_policy import FakePolicy
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 
+from qvla_ros.node.parameters import NodeParameters
 from qvla_ros.node.policy_node import PolicyNode
 
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
@@ -14,15 +15,18 @@ SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FA
 class Served:
     """A policy node, its policy, and the errors that loading is to raise."""
 
-    def __init__(self, robot, **parameters: object) -> None:
+    def __init__(
+        self, robot, remaps: Mapping[str, str] | None = None, **parameters: object
+    ) -> None:
         self.policy = FakePolicy()
         self.loading_error: Exception | None = None
         given = {"checkpoint": "a.qvla.safetensors", **parameters}
         overrides = [Parameter(name, value=value) for name, value in given.items()]
-        self.node = PolicyNode(self._load, overrides)
+        words = [word for old, new in (remaps or {}).items() for word in ("-r", f"{old}:={new}")]
+        self.node = PolicyNode(self._load, overrides, ["--ros-args", *words] if words else [])
         robot.executor_of_all.add_node(self.node)
 
-    def _load(self, path: Path, threads: int | None) -> FakePolicy:
+    def _load(self, parameters: NodeParameters) -> FakePolicy:
         if self.loading_error is not None:
             raise self.loading_error
         return self.policy

@@ -59,6 +59,12 @@ def test_a_trajectory_reaches_each_row_one_step_later_and_ends_at_rest():
     np.testing.assert_allclose(speeds, [[20, -40], [20, -40], [20, -40], [0, 0]], rtol=1e-5)
 
 
+def test_a_chunk_of_one_action_is_one_waypoint_at_rest():
+    message = TrajectoryOutput(PARAMETERS).on_chunk(joint_chunk(rows=1))
+    (point,) = message.points
+    assert (list(point.positions), list(point.velocities)) == ([0, 0], [0, 0])
+
+
 def test_a_trajectory_ends_where_the_chunk_is_no_longer_valid():
     until = chunk(0, np.zeros((2, 1)), "a").valid_until
     message = TrajectoryOutput(PARAMETERS).on_chunk(joint_chunk(rows=8, valid_until=until))

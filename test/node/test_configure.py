@@ -5,13 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from geometry_msgs.msg import PoseStamped
 from node.served_node import FAILURE, SUCCESS, Served
+from rclpy.parameter import Parameter
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CompressedImage
 
 from qvla_ros.image_codec import encode_jpeg
 from qvla_ros.node.conversions import ns_to_stamp
+from qvla_ros.node.main import load_configured
 
 Serve = Callable[..., Served]
 
@@ -53,6 +56,16 @@ def test_a_checkpoint_too_big_for_the_memory_is_refused_before_it_is_loaded(
     assert served.node.trigger_configure() == FAILURE
     assert "MB are available" in served.node._trouble
     assert robot.until(lambda: any("MB are available" in text for text in robot.status_texts))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_a_device_that_is_not_there_is_refused(serve: Serve, packed_checkpoint: Path) -> None:
+    served = serve(checkpoint=str(packed_checkpoint), device="cuda")
+    served.node._load = load_configured
+    assert served.node.trigger_configure() == FAILURE
+    assert "device 'cuda'" in served.node._trouble
+    served.node.set_parameters([Parameter("device", value="cpu")])
+    assert served.node.trigger_configure() == SUCCESS
 
 
 def test_a_wrong_answer_to_the_golden_input_is_refused(serve: Serve) -> None:

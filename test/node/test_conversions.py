@@ -30,7 +30,7 @@ PARAMETERS = NodeParameters(
 )
 CARD = PolicyCard("openvla-oft", "ab" * 32, "4.00 bits/weight", ("dx", "grip"), PARAMETERS)
 ASKED = Asked("pick", 7_000_000_005, 9_000_000_001, 3)
-DELIVERY = Delivery(4, 10_100_000_000, 10_200_000_000, 0.5, {"model": 12.5})
+DELIVERY = Delivery(4, 10_100_000_000, 10_200_000_000, 0.5, {"model": 12.5}, 0, 10_050_000_000)
 
 
 def test_a_chunk_tells_everything_that_is_needed_to_follow_it() -> None:
@@ -45,6 +45,7 @@ def test_a_chunk_tells_everything_that_is_needed_to_follow_it() -> None:
     assert stamp_to_ns(message.step_dt) == 50_000_000
     assert stamp_to_ns(message.valid_until) == 10_200_000_000
     assert stamp_to_ns(message.publish_stamp) == 10_100_000_000
+    assert stamp_to_ns(message.accepted_stamp) == 10_050_000_000
     assert stamp_to_ns(message.proprio_stamp) == 9_000_000_001
     assert stamp_to_ns(message.instruction_stamp) == 7_000_000_005
     assert (message.instruction, message.episode_id, message.seq) == ("pick", 3, 4)

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -109,10 +110,33 @@ def end(process: subprocess.Popen, number: signal.Signals = signal.SIGINT) -> in
     return process.wait(timeout=30)
 
 
-def ros2(*words: str) -> str:
-    """What a command of ROS 2 prints."""
-    done = subprocess.run(["ros2", *words], capture_output=True, text=True, timeout=60, check=True)
-    return done.stdout
+def ros2(wanted: str, *words: str) -> str:
+    """What a command of ROS 2 prints, refusals too, once ``wanted`` is in it or five times failed.
+
+    Each command discovers the nodes anew, and looks for them only so long.
+    """
+    printed = ""
+    for _ in range(5):
+        done = subprocess.run(["ros2", *words], capture_output=True, text=True, timeout=60)
+        printed = done.stdout + done.stderr
+        if wanted in printed:
+            break
+    return printed
+
+
+def rate_of(topic: str) -> float:
+    """What ``ros2 topic hz`` says of a topic, the first of its lines; it never ends by itself."""
+    command = ["ros2", "topic", "hz", topic]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        watchdog = threading.Timer(60, process.kill)
+        watchdog.start()
+        try:
+            rates = (line for line in process.stdout if line.startswith("average rate:"))
+            return float(next(rates).split()[-1])
+        finally:
+            watchdog.cancel()
+            process.kill()
 
 
 def output_of(tmp_path: Path) -> str:
@@ -144,14 +168,36 @@ def test_a_launched_node_answers_and_ends_cleanly_with_a_hold(
         ),
         meanwhile=libero.sense,
     )
-    assert "latest_only" in ros2("param", "get", *NO_DAEMON, "/policy", "chunk_strategy")
-    assert "serving: true" in ros2("topic", "echo", *NO_DAEMON, "--once", "/policy/heartbeat")
-    assert "success=True" in ros2("service", "call", "/policy/pause", "std_srvs/srv/Trigger")
-    assert "success=True" in ros2("service", "call", "/policy/resume", "std_srvs/srv/Trigger")
     assert end(process) == 0, output_of(tmp_path)
     assert robot.until(lambda: "SIGINT" in robot.holds)
     assert robot.messages[-1].hold_reason == "SIGINT"
     assert "process has finished cleanly" in output_of(tmp_path)
+
+
+def test_the_commands_of_ros_2_work_on_a_launched_node(
+    robot, launch: Launch, packed_checkpoint: Path, tmp_path: Path
+) -> None:
+    process = launch(checkpoint=packed_checkpoint)
+    assert wait_until_active(robot), output_of(tmp_path)
+    change = ("param", "set", *NO_DAEMON, "/policy", "max_skew_s", "0.04")
+    call = ("service", "call")
+    cleanup = ("lifecycle_msgs/srv/ChangeState", "{transition: {id: 2}}")
+    for wanted, *words in (
+        ("chunk_strategy", "param", "list", *NO_DAEMON, "/policy"),
+        ("latest_only", "param", "get", *NO_DAEMON, "/policy", "chunk_strategy"),
+        ("only be changed while the node is unconfigured", *change),
+        ("/policy/action_chunk", "topic", "list", *NO_DAEMON),
+        ("serving: true", "topic", "echo", *NO_DAEMON, "--once", "/policy/heartbeat"),
+        ("success=True", *call, "/policy/pause", "std_srvs/srv/Trigger"),
+        ("success=True", *call, "/policy/resume", "std_srvs/srv/Trigger"),
+        ("success=True", *call, "/policy/stop", "std_srvs/srv/Trigger"),
+        ("success=True", *call, "/policy/change_state", *cleanup),
+        ("successful", *change),
+        ("0.04", "param", "get", *NO_DAEMON, "/policy", "max_skew_s"),
+    ):
+        assert wanted in ros2(wanted, *words), words
+    assert rate_of("/policy/heartbeat") > 0
+    assert end(process) == 0, output_of(tmp_path)
 
 
 def test_a_launched_node_does_not_answer_stale_observations(

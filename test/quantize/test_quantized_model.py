@@ -65,7 +65,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_a_packed_layer_dequantizes_to_the_fake_quantized_weight_bit_for_bit(case):
     layer = random_layer(**CASES[case])
-    assert dequantize(layer.pack()).equal(layer.dequantize())
+    assert dequantize(layer.packed).equal(layer.dequantize())
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -75,7 +75,7 @@ def test_a_packed_layer_answers_as_its_fake_quantized_twin(case):
     network = torch.nn.ModuleDict({"a": torch.nn.ModuleDict({"layer": twin})})
     fake = fake_quantized(network, QuantizedModel({"a.layer": layer}))
     tokens = torch.randn(50, 200)
-    packed = QuantizedLinear(layer.pack(), twin.bias.detach())
+    packed = QuantizedLinear(layer.packed, twin.bias.detach())
     with torch.inference_mode():
         torch.testing.assert_close(
             packed(tokens), fake.get_submodule("a.layer")(tokens), rtol=1e-4, atol=1e-3

@@ -124,7 +124,7 @@ def layer_of(contest, name):
 
 def test_smoothquant_rounds_all_inputs_to_eight_bits(contest):
     quantized = METHODS["smoothquant"].make(contest).quantize(contest.budget_bytes(8.0))
-    assert {layer.activation_bits for layer in quantized.layers.values()} == {8}
+    assert {layer.packed.activation_bits for layer in quantized.layers.values()} == {8}
 
 
 def test_scales_of_groups_are_charged(contest):

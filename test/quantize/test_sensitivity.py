@@ -46,7 +46,7 @@ def test_the_score_ranks_rows_as_exact_measurement_does(model):
     for bits in (2, 4, 8):
         level = 1 + GRID_WIDTHS.index(bits)
         steps = [
-            one.candidates[level, row] - linear_weight(model.network, one.layer)[row]
+            one.candidates.values()[level, row] - linear_weight(model.network, one.layer)[row]
             for one, row in chosen
         ]
         edits = [
@@ -80,7 +80,7 @@ def test_the_score_is_that_of_the_weight_gradient(model):
     probe = METRIC.probes(1, actions.detach(), torch.Generator().manual_seed(3))[0]
     (actions * probe).sum().backward()
     level = WIDTHS.index(4)
-    step = seen[name].candidates[1 + GRID_WIDTHS.index(4)] - weight.detach()
+    step = seen[name].candidates.values()[1 + GRID_WIDTHS.index(4)] - weight.detach()
     expected = (weight.grad * step).sum(1).square()
     torch.testing.assert_close(
         table.scores[name][:, level].float(), expected, rtol=1e-3, atol=1e-12

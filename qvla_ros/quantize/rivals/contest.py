@@ -148,7 +148,7 @@ class Contest:
         """What a file with one width a layer takes beside its rows."""
         table = self.evidence.table(GAUSS_NEWTON)
         plan = spread_plan(table, BitBudget(average_bits_per_weight=2.0), EVEN_WIDTHS)
-        rows = sum(one.pack().nbytes for one in _blank(plan, False).layers.values())
+        rows = sum(one.packed.nbytes for one in _blank(plan, False).layers.values())
         return self.file_bytes(plan) - rows
 
 

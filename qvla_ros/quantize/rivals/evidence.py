@@ -127,7 +127,7 @@ def _rival_scores(network: VlaNetwork, seen: LayerEvidence, tokens: float) -> di
     steps = torch.stack([torch.zeros_like(weight), *nearest]) - weight
     return {
         NORM_PRODUCT: norm_products(
-            row_errors(seen.candidates - weight, seen.moment), seen.slope_energy, tokens
+            row_errors(seen.candidates.values() - weight, seen.moment), seen.slope_energy, tokens
         ),
         QVLA_PAPER: norm_products(row_errors(steps, seen.moment), seen.slope_energy, tokens),
         QVLA_CODE: inverse_factor_scores(steps, seen.moment),
@@ -138,7 +138,7 @@ def scores_of_same_steps(
     network: VlaNetwork, frames: int, seen: LayerEvidence
 ) -> dict[str, Tensor]:
     """The rivals' scores of the very roundings that ours scores, ``[rows, len(WIDTHS)]`` each."""
-    steps = seen.candidates - linear_weight(network, seen.layer).float()
+    steps = seen.candidates.values() - linear_weight(network, seen.layer).float()
     errors, tokens = row_errors(steps, seen.moment), len(seen.token_weights) / frames
     return {
         NORM_PRODUCT: norm_products(errors, seen.slope_energy, tokens),

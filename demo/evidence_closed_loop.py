@@ -1,0 +1,306 @@
+"""``make evidence-closed-loop``: what the robot does, recomputed from the kept episodes.
+
+    python -m demo.evidence_closed_loop --out evidence/closed-loop.json
+
+Takes seconds. With ``--simulate`` the episodes are run first (hours; it can be interrupted and
+goes on) and kept in ``demo/closed_loop``. Every figure comes from the kept records of episodes,
+in which a repeated episode is refused; the held-out action errors are those that were measured of
+the very checkpoints that were rolled out.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from demo.closed_loop_runs import (
+    ROOT,
+    add_arguments,
+    keep,
+    methods_of,
+    run_cells,
+    run_paired,
+    settings_of,
+)
+from demo.provenance import provenance
+from qvla_ros.atomic_file import atomic_file
+from qvla_ros.errors import ConfigurationError
+from qvla_ros.evaluate.rollout_record import (
+    RolloutRecord,
+    compare_paired,
+    rates_by_task,
+    read_records,
+)
+from qvla_ros.evaluate.success_statistics import SuccessRate
+from qvla_ros.quantize.rivals.registry import OURS, REFERENCE
+from qvla_ros.quantize.score_check import spearman
+
+FEWEST_CELLS = 5
+FLOAT_TASKS, FLOAT_EPISODES, FLOAT_RATE = 5, 50, 0.8
+RETENTION = {4.0: 0.99, 3.0: 0.97}
+ROS_EPISODES = 50
+RESAMPLES = 10_000
+NOT_MEASURED = "not measured"
+
+Records = Sequence[RolloutRecord]
+
+
+def measure(kept: Path, seed: int) -> dict[str, object]:
+    """All figures of ``evidence/closed-loop.json`` that episodes tell."""
+    records = {
+        path.relative_to(kept).as_posix().removesuffix(".jsonl.xz"): read_records(path)
+        for path in sorted(kept.rglob("*.jsonl.xz"))
+    }
+    cells = _cells(kept, records)
+    return {
+        "float_success": _float_success(records.get("float", [])),
+        "packed_against_float": _against(records.get("packed", []), records.get("float", [])),
+        "cells": cells,
+        "ros_in_the_loop": {
+            name: _through_ros(records[name], records.get("packed", []))
+            for name in records
+            if name.startswith("ros_")
+        }
+        or NOT_MEASURED,
+        "predictor_rank_correlation": _predictor(cells, seed),
+        "mujoco": sorted({one.mujoco for group in records.values() for one in group}),
+    }
+
+
+def _float_success(records: Records) -> dict[str, object] | str:
+    if not records:
+        return NOT_MEASURED
+    tasks = {
+        f"{suite}/{task}": _rate(rate) for (suite, task), rate in rates_by_task(records).items()
+    }
+    mean = float(np.mean([rate.rate for rate in rates_by_task(records).values()]))
+    return {"tasks": tasks, "all": _rate(_total(records)), "mean_over_tasks": mean}
+
+
+def _against(ours: Records, others: Records) -> dict[str, object] | str:
+    """Two policies over the initial states that both have run."""
+    if not ours or not others:
+        return NOT_MEASURED
+    paired = compare_paired(ours, others)
+    first, second = paired.both + paired.only_first, paired.both + paired.only_second
+    return {
+        "n": paired.pairs,
+        "successes": first,
+        "other_successes": second,
+        "only_this": paired.only_first,
+        "only_other": paired.only_second,
+        "retention": first / second if second else None,
+        "p_value": paired.p_value,
+    }
+
+
+def _cells(kept: Path, records: dict[str, list[RolloutRecord]]) -> list[dict[str, object]]:
+    if not (kept / "cells.json").exists():
+        return []
+    told = json.loads((kept / "cells.json").read_text(encoding="utf-8"))
+    by_stem = {stem: records.get(f"cells/{stem}", []) for stem in told}
+    reference = next((by_stem[s] for s in told if told[s]["method"] == REFERENCE), [])
+    cells = []
+    for stem, facts in told.items():
+        group = by_stem[stem]
+        if not group:
+            raise ConfigurationError(f"{kept}/cells/{stem}.jsonl.xz is missing or empty")
+        if {one.policy_sha256 for one in group} != {facts["checkpoint_sha256"]}:
+            raise ConfigurationError(f"{kept}/cells/{stem}.jsonl.xz is of another checkpoint")
+        is_ours = facts["method"] == OURS
+        ours = [] if is_ours else by_stem.get(f"{OURS}@{facts['bits']:g}", [])
+        cells.append(
+            {
+                **facts,
+                **_rate(_total(group)),
+                "against_bf16": _against(group, reference),
+                "against_ours": _against(group, ours),
+            }
+        )
+    return sorted(cells, key=lambda one: (-one["bits"], one["method"]))
+
+
+def _through_ros(records: Records, in_process: Records) -> dict[str, object]:
+    facts = [one.ros for one in records if one.ros is not None]
+    if len(facts) != len(records):
+        raise ConfigurationError("an episode of a run through ROS 2 tells nothing of its messages")
+    digests = {one.key: one.actions_sha256 for one in in_process}
+    pairs = [one for one in records if one.key in digests]
+    drops: Counter[str] = Counter()
+    for one in facts:
+        drops.update(one.drops)
+    ages = np.array([one.chunk_age_ms for one in facts])
+    return {
+        **_rate(_total(records)),
+        "quant_tag": records[0].quant_tag,
+        "real_time_factor": facts[0].real_time_factor,
+        "camera_every_steps": facts[0].camera_every,
+        "against_in_process": _against(records, in_process),
+        "identical_actions": sum(digests[one.key] == one.actions_sha256 for one in pairs),
+        "steps": sum(one.steps for one in records),
+        "chunks": sum(one.chunks for one in facts),
+        "chunk_age_ms": {
+            "median_of_p50": float(np.median(ages[:, 0])),
+            "worst_p95": float(ages[:, 1].max()),
+            "max": float(ages[:, 2].max()),
+        },
+        "deadline_misses": sum(one.deadline_misses for one in facts),
+        "expired_chunks": sum(one.expired_chunks for one in facts),
+        "drops": dict(drops),
+        "resent": sum(one.resent for one in facts),
+    }
+
+
+def _predictor(cells: Sequence[dict], seed: int) -> dict[str, object] | str:
+    """Spearman of held-out action error and success; the interval resamples cells."""
+    chosen = [one for one in cells if one["method"] != REFERENCE]
+    if len(chosen) < FEWEST_CELLS:
+        return NOT_MEASURED
+    errors = np.array([one["heldout_action_error"] for one in chosen])
+    rates = np.array([one["successes"] / one["n"] for one in chosen])
+    if not np.ptp(rates) or not np.ptp(errors):
+        return f"{NOT_MEASURED}: all cells are equal"
+    rng = np.random.default_rng(seed)
+    draws = rng.integers(0, len(chosen), (RESAMPLES, len(chosen)))
+    spread = [
+        spearman(errors[draw], rates[draw])
+        for draw in draws
+        if np.ptp(rates[draw]) and np.ptp(errors[draw])
+    ]
+    low, high = np.percentile(spread, [2.5, 97.5])
+    return {
+        "predictor": "mean absolute held-out action error",
+        "spearman": spearman(errors, rates),
+        "bootstrap_95": [float(low), float(high)],
+        "cells": len(chosen),
+    }
+
+
+def _total(records: Records) -> SuccessRate:
+    return SuccessRate(sum(one.success for one in records), len(records))
+
+
+def _rate(rate: SuccessRate) -> dict[str, object]:
+    return {
+        "successes": rate.successes,
+        "n": rate.episodes,
+        "wilson_95": [round(bound, 4) for bound in rate.interval],
+    }
+
+
+def faults(found: dict) -> list[str]:
+    """Which claims these figures do not bear, or do not bear yet."""
+    wrong = _faults_of_float(found["float_success"])
+    cells = {(one["method"], one["bits"]): one for one in found["cells"]}
+    for bits, limit in RETENTION.items():
+        against = cells.get((OURS, bits), {}).get("against_bf16", NOT_MEASURED)
+        if against == NOT_MEASURED:
+            wrong.append(f"ours at {bits:g} bits: not measured")
+        elif against["retention"] is None or against["retention"] < limit:
+            wrong.append(f"ours at {bits:g} bits keeps {against['retention']} of BF16's success")
+    if found["ros_in_the_loop"] == NOT_MEASURED:
+        return [*wrong, "ROS in the loop: not measured"]
+    for name, one in found["ros_in_the_loop"].items():
+        against = one["against_in_process"]
+        if against == NOT_MEASURED or against["n"] < ROS_EPISODES:
+            wrong.append(f"{name}: fewer than {ROS_EPISODES} pairs")
+        elif against["p_value"] < 0.05:
+            wrong.append(f"{name} differs from in process: p = {against['p_value']:.3g}")
+    return wrong
+
+
+def _faults_of_float(found: dict | str) -> list[str]:
+    if isinstance(found, str):
+        return ["float policy: not measured"]
+    tasks, wrong = found["tasks"], []
+    if len(tasks) < FLOAT_TASKS or min(one["n"] for one in tasks.values()) < FLOAT_EPISODES:
+        wrong.append(
+            f"float policy: {len(tasks)} tasks of {[one['n'] for one in tasks.values()]} "
+            f"episodes, not {FLOAT_TASKS} of {FLOAT_EPISODES}"
+        )
+    if found["mean_over_tasks"] < FLOAT_RATE:
+        wrong.append(f"float policy: mean success {found['mean_over_tasks']:.3f}")
+    return wrong
+
+
+def table_text(found: dict) -> str:
+    """What is printed."""
+    lines = ["float policy"]
+    if isinstance(found["float_success"], dict):
+        for task, one in found["float_success"]["tasks"].items():
+            lines.append(f"  {task:<24}{_share(one)}")
+        lines.append(f"  mean over tasks {100 * found['float_success']['mean_over_tasks']:.1f} %")
+    lines.append(f"make demo's checkpoint against float: {_pairs(found['packed_against_float'])}")
+    lines.append(f"{'method':<16}{'bits':>5}{'MB':>7}{'error':>8}  success, against BF16")
+    for one in found["cells"]:
+        lines.append(
+            f"{one['method']:<16}{one['bits']:>5g}{one['file_bytes'] / 1e6:>7.1f}"
+            f"{one['heldout_action_error']:>8.4f}  {_share(one)}; {_pairs(one['against_bf16'])}"
+        )
+    if isinstance(found["ros_in_the_loop"], dict):
+        for name, one in found["ros_in_the_loop"].items():
+            lines.append(f"{name}: {_share(one)}; in process {_pairs(one['against_in_process'])}")
+            lines.append(
+                f"  {one['identical_actions']} episodes of identical actions; chunk age "
+                f"{one['chunk_age_ms']}, {one['deadline_misses']} deadline misses in "
+                f"{one['steps']} steps, {one['expired_chunks']} expired chunks, drops "
+                f"{one['drops']}"
+            )
+    lines.append(f"action error and success over cells: {found['predictor_rank_correlation']}")
+    return "\n".join(lines)
+
+
+def _share(one: dict) -> str:
+    low, high = one["wilson_95"]
+    return f"{one['successes']}/{one['n']} ({100 * low:.0f} to {100 * high:.0f} %)"
+
+
+def _pairs(one: dict | str) -> str:
+    if isinstance(one, str):
+        return one
+    return (
+        f"{one['n']} pairs, {one['successes']} and {one['other_successes']}, "
+        f"p = {one['p_value']:.3g}"
+    )
+
+
+def main() -> int:
+    """Command line; the exit status is 1 if a claim is not borne out."""
+    parser = argparse.ArgumentParser(description="Recompute what closed-loop episodes tell.")
+    parser.add_argument("--out", type=Path, default=ROOT / "evidence" / "closed-loop.json")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    parser.add_argument("--simulate", action="store_true", help="run what is missing first")
+    add_arguments(parser)
+    options = parser.parse_args()
+    began, trouble = time.monotonic(), []
+    if options.simulate:
+        settings = settings_of(options)
+        for step in (
+            lambda: run_paired(settings),
+            lambda: run_cells(settings, methods_of(options.methods), options.budgets),
+        ):
+            try:
+                step()
+            except ConfigurationError as error:  # the rest can still be measured
+                trouble.append(f"{error}")
+        keep(settings, options.kept)
+    found = measure(options.kept, options.seed)
+    wrong = [*trouble, *faults(found)]
+    seconds = round(time.monotonic() - began, 1)
+    found |= {"faults": wrong, "seconds": seconds, **provenance(("numpy", "torch"))}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(options.out) as file:
+        file.write(f"{json.dumps(found, indent=2, allow_nan=False)}\n".encode())
+    print(table_text(found))
+    for text in wrong:
+        print(f"evidence: {text}", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

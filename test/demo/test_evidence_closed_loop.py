@@ -1,0 +1,144 @@
+"""``make evidence-closed-loop`` counts kept episodes, and says what they do not bear out."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from demo.closed_loop_runs import KEPT, Settings, keep, trained_tasks
+from demo.evidence_closed_loop import NOT_MEASURED, faults, measure, table_text
+from qvla_ros.errors import ConfigurationError
+from qvla_ros.evaluate.method_cell import MethodCell
+from qvla_ros.evaluate.rollout_record import RolloutRecord, RosFacts, read_records, write_records
+
+FACTS = RosFacts(0.0, 8, 8, (150.0, 350.0, 350.0), 0, 8, {"superseded": 1}, 0)
+CELLS = {
+    "bf16@16": (16.0, 0.001, 50),
+    "ours@4": (4.0, 0.004, 50),
+    "ours@3": (3.0, 0.007, 49),
+    "rtn@4": (4.0, 0.02, 45),
+    "rtn@3": (3.0, 0.26, 5),
+    "awq@3": (3.0, 0.06, 20),
+}
+
+
+def episodes(successes: int, policy: str, tasks: int = 1, count: int = 50) -> list[RolloutRecord]:
+    digest = f"{sum(policy.encode()):064x}"
+    return [
+        RolloutRecord(
+            "libero_spatial",
+            task,
+            state,
+            state < successes,
+            60,
+            "aa" * 32,
+            digest,
+            policy,
+            "3.3.2",
+        )
+        for task in range(tasks)
+        for state in range(count)
+    ]
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Path:
+    folder = tmp_path / "kept"
+    write_records(folder / "float.jsonl.xz", episodes(45, "float", tasks=5))
+    packed = episodes(44, "packed", tasks=5)
+    write_records(folder / "packed.jsonl.xz", packed)
+    through_ros = [replace(one, ros=FACTS) for one in packed]
+    write_records(folder / "ros_lockstep.jsonl.xz", through_ros)
+    told = {}
+    for stem, (bits, error, successes) in CELLS.items():
+        records = episodes(successes, stem)
+        write_records(folder / "cells" / f"{stem}.jsonl.xz", records)
+        told[stem] = {
+            "method": stem.split("@")[0],
+            "bits": bits,
+            "file_bytes": 10_000_000,
+            "average_bits_per_weight": bits,
+            "heldout_action_error": error,
+            "checkpoint_sha256": records[0].policy_sha256,
+        }
+    (folder / "cells.json").write_text(json.dumps(told))
+    return folder
+
+
+def test_every_figure_is_counted_from_the_episodes(kept):
+    found = measure(kept, seed=0)
+    assert found["float_success"]["mean_over_tasks"] == 0.9
+    assert found["float_success"]["tasks"]["libero_spatial/4"]["n"] == 50
+    assert found["packed_against_float"]["only_other"] == 5
+    cells = {(one["method"], one["bits"]): one for one in found["cells"]}
+    assert cells["ours", 3.0]["against_bf16"]["retention"] == 0.98
+    assert cells["rtn", 3.0]["against_bf16"]["p_value"] < 1e-9
+    assert cells["rtn", 3.0]["against_ours"]["only_other"] == 44
+    assert cells["ours", 4.0]["against_ours"] == NOT_MEASURED
+    ros = found["ros_in_the_loop"]["ros_lockstep"]
+    assert (ros["n"], ros["identical_actions"], ros["drops"]) == (250, 250, {"superseded": 250})
+    assert ros["against_in_process"]["p_value"] == 1.0
+    predictor = found["predictor_rank_correlation"]
+    assert predictor["spearman"] == pytest.approx(-1.0)
+    assert predictor["cells"] == 5
+    assert faults(found) == []
+    assert "rtn                 3" in table_text(found)
+
+
+def test_what_was_not_run_is_not_measured_and_a_fault(tmp_path):
+    found = measure(tmp_path, seed=0)
+    assert found["float_success"] == found["ros_in_the_loop"] == NOT_MEASURED
+    assert found["predictor_rank_correlation"] == NOT_MEASURED
+    assert len(faults(found)) == 4
+    json.dumps(found, allow_nan=False)
+    table_text(found)
+
+
+@pytest.mark.parametrize(
+    ("name", "records", "said"),
+    [
+        ("float", episodes(30, "float", tasks=5), "mean success 0.600"),
+        ("float", episodes(45, "float", tasks=2), "2 tasks of"),
+        ("cells/ours@3", episodes(40, "ours@3"), "ours at 3 bits keeps 0.8"),
+        ("packed", episodes(44, "packed", count=20), "fewer than 50 pairs"),
+        ("packed", episodes(20, "packed", tasks=5), "ros_lockstep differs"),
+    ],
+)
+def test_a_claim_that_the_episodes_do_not_bear_is_a_fault(kept, name, records, said):
+    write_records(kept / f"{name}.jsonl.xz", records)
+    assert any(said in text for text in faults(measure(kept, seed=0)))
+
+
+def test_a_repeated_episode_and_another_checkpoint_are_refused(kept):
+    with_repeat = [*episodes(50, "ours@4"), episodes(50, "ours@4")[0]]
+    write_records(kept / "cells" / "ours@4.jsonl.xz", with_repeat)
+    with pytest.raises(ConfigurationError, match="not another sample"):
+        measure(kept, seed=0)
+    write_records(kept / "cells" / "ours@4.jsonl.xz", episodes(50, "ours"))
+    with pytest.raises(ConfigurationError, match="another checkpoint"):
+        measure(kept, seed=0)
+
+
+def test_what_was_run_is_kept_compressed_with_the_facts_of_its_checkpoint(tmp_path):
+    work = tmp_path / "work"
+    records = episodes(3, "ours@3", count=4)
+    write_records(work / "float.jsonl", records)
+    write_records(work / "cells" / "ours@3.jsonl", records)
+    (work / "compare" / "cells").mkdir(parents=True)
+    cell = MethodCell("ours", 3.0, 9, checkpoint_sha256=records[0].policy_sha256, mean_l1=0.007)
+    cell.write(work / "compare" / "cells" / "ours@3.json")
+    settings = Settings(work, work, work, work, (0,), 4, 4, 1)
+    assert keep(settings, tmp_path / "kept") == ["float.jsonl.xz", "cells/ours@3.jsonl.xz"]
+    assert read_records(tmp_path / "kept" / "cells" / "ours@3.jsonl.xz") == records
+    write_records(work / "float.jsonl", records[1:])
+    with pytest.raises(ConfigurationError, match="holds 1 episodes of this policy"):
+        keep(settings, tmp_path / "kept")
+    (found,) = measure(tmp_path / "kept", seed=0)["cells"]
+    assert (found["heldout_action_error"], found["successes"], found["n"]) == (0.007, 3, 4)
+
+
+def test_the_episodes_in_git_can_be_counted_and_are_of_tasks_that_were_trained():
+    found = measure(KEPT, seed=0)
+    tasks = {int(name.split("/")[1]) for name in found["float_success"]["tasks"]}
+    assert tasks == set(trained_tasks())

@@ -1,0 +1,95 @@
+"""The training of the demo policy goes on where it was killed, and its aims are the data's."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from demo.train.dataset import TaskSamples, _aims, read_samples, write_samples
+from demo.train.demonstration import Demonstration, DemonstrationOrigin
+from demo.train.layout import DINO, SIGLIP_LIKE
+from demo.train.trainer import Trainer, TrainingSettings
+from qvla_ros.errors import ConfigurationError
+from qvla_ros.models.folder_settings import processing_settings
+from qvla_ros.models.openvla_oft import OpenVlaOft, OpenVlaOftConfig
+from qvla_ros.models.processing import Processing
+from qvla_ros.models.released_folder import open_small_files
+from qvla_ros.models.released_layout import read_llama, read_towers
+from qvla_ros.models.robot_constants import ROBOT_CONSTANTS
+
+MODEL = Path(__file__).parents[2] / "demo" / "model"
+ROBOT = ROBOT_CONSTANTS["libero"]
+
+
+def samples(seed: int, instruction: str) -> TaskSamples:
+    generator = torch.Generator().manual_seed(seed)
+    side, count = DINO.image_size, 3
+    patches = (side // DINO.patch_size) ** 2
+    return TaskSamples(
+        instruction=instruction,
+        pixels=torch.randint(0, 256, (2, count, 2, 3, side, side), dtype=torch.uint8),
+        features=torch.randn(2, count, 2, patches, DINO.width, generator=generator).bfloat16(),
+        states=torch.randn(count, 8, generator=generator),
+        chunks=torch.rand(count, 8, 7, generator=generator),
+        aims=torch.randn(count, 6, generator=generator),
+        demonstrations=1,
+    )
+
+
+def trainer(path: Path, data: str = "one") -> Trainer:
+    small = open_small_files(MODEL)
+    processing = Processing(processing_settings(small, None, ROBOT), small.tokenizer_json)
+    torch.manual_seed(0)
+    shape = OpenVlaOftConfig(read_towers(small.config), read_llama(small.config), 2, 8, 7, 8)
+    assert shape.towers == (DINO, SIGLIP_LIKE)
+    tasks = [samples(1, "pick up the bowl"), samples(2, "put it down")]
+    settings = TrainingSettings(steps=4, batch=2, learning_rate=1e-3, warmup=1)
+    return Trainer(OpenVlaOft(shape), processing, tasks, settings, {"data": data}, path)
+
+
+class KilledError(Exception):
+    pass
+
+
+def test_a_training_that_was_killed_ends_as_one_that_was_not(tmp_path, monkeypatch):
+    whole = trainer(tmp_path / "whole.safetensors").run(keep_every=2)
+    cut = trainer(tmp_path / "cut.safetensors")
+    step = cut._step
+
+    def step_until_killed() -> None:
+        if cut.state.step == 3:
+            raise KilledError
+        step()
+
+    monkeypatch.setattr(cut, "_step", step_until_killed)
+    with pytest.raises(KilledError):
+        cut.run(keep_every=2)
+    again = trainer(tmp_path / "cut.safetensors")
+    assert again.state.step == 2
+    resumed = again.run(keep_every=2)
+    assert resumed.keys() == whole.keys()
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+    assert not any(name.startswith(("aim_head.", "vision_backbone.featurizer")) for name in whole)
+    with pytest.raises(ConfigurationError, match="another data"):
+        trainer(tmp_path / "cut.safetensors", data="other")
+
+
+def test_prepared_samples_are_read_as_they_were_written(tmp_path):
+    written = samples(1, "pick up the bowl")
+    write_samples(tmp_path / "a.safetensors", written)
+    read = read_samples(tmp_path / "a.safetensors")
+    assert (read.instruction, read.demonstrations) == ("pick up the bowl", 1)
+    for name in ("pixels", "features", "states", "chunks", "aims"):
+        assert torch.equal(getattr(read, name), getattr(written, name))
+
+
+def test_the_aim_of_an_episode_is_where_the_gripper_closes_and_where_it_opens_again():
+    states = np.arange(6 * 8, dtype=np.float32).reshape(6, 8)
+    actions = np.zeros((6, 7), np.float32)
+    actions[:, -1] = [1, 1, 0, 0, 1, 1]
+    origin = DemonstrationOrigin("libero_spatial", 0, 1, 0, 0.1, "3.3.2")
+    steps = np.array([0, 2, 4], np.int32)
+    aims = _aims(Demonstration({}, steps, states, actions, "pick", origin))
+    assert aims.shape == (3, 6)
+    np.testing.assert_array_equal(aims, np.repeat([[*states[2, :3], *states[4, :3]]], 3, axis=0))
