@@ -31,10 +31,10 @@ evidence-method: ## everything claimed of the method, measured anew; an hour on 
 	@$(ENV) python -m demo.evidence_method --out evidence/method.json
 
 evidence-7b:     ## everything claimed of 7B models; 45 minutes, 24 GB, 60 GB of disk (FULL=1: more)
-	@$(ENV) python -m demo.evidence_7b --out evidence/7b.json $(if $(FULL),--full) $(EVIDENCE_ARGS)
+	@$(ENV) python -m demo.evidence_7b $(if $(FULL),--full) $(EVIDENCE_ARGS)
 
 evidence-runtime: ## everything claimed of kernels and loading, measured anew; a quarter of an hour
-	@$(ENV) python -m demo.evidence_runtime --out evidence/runtime.json $(EVIDENCE_ARGS)
+	@$(ENV) python -m demo.evidence_runtime $(EVIDENCE_ARGS)
 
 evidence-node:   ## everything claimed of the node, measured anew; at most 25 minutes
 	@$(ENV) python -m demo.node_evidence --out evidence/node.json $(EVIDENCE_ARGS)

@@ -10,6 +10,7 @@ fault, and the rest goes on.
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from demo.provenance import provenance
+from demo.provenance import evidence_file, provenance
 from demo.seven_b_parts import (
     ROOT,
     Place,
@@ -136,8 +137,8 @@ def table_text(found: dict[str, Any]) -> str:
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description="Measure what is claimed of 7B models.")
-    parser.add_argument("--out", type=Path, default=ROOT / "evidence" / "7b.json")
-    parser.add_argument("--work", type=Path, default=ROOT / "demo_output" / "evidence_7b")
+    parser.add_argument("--out", type=Path, help="default: evidence/7b.json")
+    parser.add_argument("--work", type=Path, help="a new folder, for 60 GB; removed at the end")
     parser.add_argument("--bag", type=Path, default=ROOT / "demo" / "bags" / "calibration_0")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--layers", type=int, default=2, help="Llama layers at full width (2)")
@@ -152,18 +153,19 @@ def main() -> int:
         probes=options.probes,
         whole_path=options.full,
     )
-    shutil.rmtree(options.work, ignore_errors=True)
-    options.work.mkdir(parents=True)
-    place = Place(options.work, options.bag.resolve(), QUICK if options.quick else scale)
+    out = options.out or evidence_file("7b.json", options.quick)
+    work = options.work or ROOT / "demo_output" / f"evidence_7b_{os.getpid()}"
+    work.mkdir(parents=True)
+    place = Place(work, options.bag.resolve(), QUICK if options.quick else scale)
     about = provenance(_PACKAGES)
     try:
         found, failed = measure(place, options.parts)
     finally:
-        shutil.rmtree(options.work)
+        shutil.rmtree(work)
     wrong = failed + faults(found, not options.quick)
     found |= {"quick": options.quick, "faults": wrong, **about}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(options.out) as file:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(out) as file:
         file.write(f"{json.dumps(found, indent=2)}\n".encode())
     print(table_text(found))
     for text in wrong:

@@ -9,15 +9,17 @@ on. The parts are those of ``demo.runtime_parts``, each in a process of its own.
 
 import argparse
 import json
-import shutil
+import os
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from demo.provenance import ROOT, provenance
+from demo.provenance import ROOT, evidence_file, provenance
 from demo.runtime_parts import PARTS, TESTS, TOKENS
 from qvla_ros.atomic_file import atomic_file
 from qvla_ros.evaluate.compile_gates import ARCHITECTURES
@@ -89,8 +91,23 @@ def _run_part(name: str, options: argparse.Namespace) -> dict:
     words += ["--work", str(options.work), "--out", str(out)]
     words += ["--quick"] if options.quick else []
     words += [] if options.threads is None else ["--threads", str(options.threads)]
-    subprocess.run(words, cwd=ROOT, stdout=sys.stderr, check=True, timeout=PART_SECONDS)
+    process = subprocess.Popen(words, cwd=ROOT, stdout=sys.stderr, start_new_session=True)
+    try:
+        status = process.wait(PART_SECONDS)
+    finally:
+        _end_group(process)
+    if status:
+        raise subprocess.CalledProcessError(status, words)
     return json.loads(out.read_text(encoding="utf-8"))
+
+
+def _end_group(process: subprocess.Popen) -> None:
+    """End what a part has started and left behind: it would disturb the next one."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    process.wait()
 
 
 def _reason(error: Exception) -> str:
@@ -142,6 +159,7 @@ def table_text(found: Mapping) -> str:
         told = "not measured" if value is None else f"{value:.3f}"
         sure = "" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
         lines.append(f"{bar.what:<44}{told:>8}  {sure:<17}{bar.text}")
+    lines += _unbarred_lines(found)
     lines += ["", *_gate_lines(found.get("compile_gates", {})), ""]
     for name in TESTS:
         counts = found.get(name)
@@ -151,6 +169,20 @@ def table_text(found: Mapping) -> str:
         lines.append(f"{name.replace('_', ' '):<44}{told}")
     lines += [_memory_line(found), f"GPU: {_gpu_text(found)}", f"seconds: {found['seconds']}"]
     return "\n".join(lines)
+
+
+def _unbarred_lines(found: Mapping) -> list[str]:
+    """What the bars, which are those of one scale a row, do not speak of."""
+    lines = []
+    for bits, limit in (("a16", 0.9), ("a8", 1.5)):
+        for m in TOKENS:
+            key = f"cpu_{bits}_groups_ratio_m{m}"
+            if key in found:
+                low, high = found["intervals"][key]
+                what = f"{bits.upper()}, a scale a row and 128 columns, {m}"
+                told = f"{low:.3f} to {high:.3f}"
+                lines.append(f"{what:<44}{found[key]:>8.3f}  {told:<17}(a row's scale: {limit})")
+    return lines
 
 
 def _gate_lines(gates: Mapping) -> list[str]:
@@ -186,17 +218,17 @@ def _gpu_text(found: Mapping) -> str:
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description="Measure what is claimed of the runtime.")
-    parser.add_argument("--out", type=Path, default=ROOT / "evidence" / "runtime.json")
-    parser.add_argument("--work", type=Path, default=ROOT / "demo_output" / "evidence_runtime")
+    parser.add_argument("--out", type=Path, help="default: evidence/runtime.json")
     parser.add_argument("--threads", type=int, help="PyTorch's threads (default: its own)")
     parser.add_argument("--quick", action="store_true", help="little of everything: no evidence")
     options = parser.parse_args()
-    shutil.rmtree(options.work, ignore_errors=True)
-    options.work.mkdir(parents=True)
-    found = measure(options)
+    out = options.out or evidence_file("runtime.json", options.quick)
+    with tempfile.TemporaryDirectory() as folder:
+        options.work = Path(folder)
+        found = measure(options)
     wrong = found["faults"] = faults(found)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(options.out) as file:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(out) as file:
         file.write(f"{json.dumps(found, indent=2)}\n".encode())
     print(table_text(found))
     for text in wrong:

@@ -4,12 +4,16 @@ import os
 import subprocess
 from collections.abc import Sequence
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 
-from qvla_ros.evaluate.machine import describe_machine
+from qvla_ros.evaluate.machine import describe_machine, package_version
 
 ROOT = Path(__file__).parents[1]
+
+
+def evidence_file(name: str, quick: bool) -> Path:
+    """Where figures go by default: what is kept, or, if they mean nothing, what is ignored."""
+    return ROOT / ("demo_output/quick" if quick else "evidence") / name
 
 
 def provenance(packages: Sequence[str]) -> dict[str, object]:
@@ -19,7 +23,7 @@ def provenance(packages: Sequence[str]) -> dict[str, object]:
         "load_before": round(os.getloadavg()[0], 2),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": commit(),
-        "versions": {name: _version(name) for name in packages},
+        "versions": {name: package_version(name) for name in packages},
     }
 
 
@@ -28,10 +32,3 @@ def commit() -> str:
     words = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40"]
     answer = subprocess.run([*words, "--exclude=*", "--dirty=+"], capture_output=True, text=True)
     return answer.stdout.strip() or "unknown"
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"

@@ -9,18 +9,20 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qvla_ros.atomic_file import atomic_file
 from qvla_ros.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from qvla_ros.evaluate.kernel_bench import KernelTimes
 
 HELP = "measure the kernels, a whole network, or loading, against bf16 on this machine"
+_MOST_GIB = 1024
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument(
-        "--device", choices=["cpu"], default="cpu", help="kernels for GPUs are not built"
+        "--device", choices=["cpu"], default="cpu", help="for a GPU see the kind gpu"
     )
     parser.add_argument("--threads", type=_positive, help="PyTorch's threads; default: its own")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
@@ -41,7 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--repeats", type=_positive, default=20)
     load = kinds.add_parser("load", help="time and peak of memory of loading")
     load.add_argument("checkpoint", type=Path, nargs="?", help="default: a synthetic one")
-    load.add_argument("--gib", type=float, default=1.0, help="size of the synthetic checkpoint")
+    load.add_argument(
+        "--gib", type=_size, default=1.0, help="size of the synthetic checkpoint (1)"
+    )
     table = kinds.add_parser(
         "table", help="time a row at each width, for qvla plan --max-latency-ms"
     )
@@ -51,7 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     table.add_argument("--repeats", type=_positive, default=15)
     gates = kinds.add_parser("gates", help="compile the Triton kernels for GPUs that are not here")
     gpu = kinds.add_parser("gpu", help="everything that is to be shown on a GPU, in one table")
-    gpu.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    gpu.add_argument(
+        "--device", choices=["cuda", "cpu"], default="cuda", help="cpu is for --tiny only"
+    )
     gpu.add_argument("--tiny", action="store_true", help="a dry run of every part on tiny sizes")
     gpu.add_argument("--minutes", type=float, default=7.0, help="no part is begun after so many")
     gpu.add_argument("--json", type=Path, metavar="FILE", default=argparse.SUPPRESS)
@@ -67,6 +73,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     from qvla_ros.evaluate.machine import describe_machine
 
+    if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
+        raise ConfigurationError(f"--json {arguments.json}: there is no such folder")
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     kinds = {
@@ -86,7 +94,8 @@ def run(arguments: argparse.Namespace) -> int:
         **result,
     }
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+        with atomic_file(arguments.json) as file:
+            file.write(f"{json.dumps(report, indent=2)}\n".encode())
     return 1 if result.get("faults") else 0
 
 
@@ -176,7 +185,7 @@ def _table(arguments: argparse.Namespace) -> dict[str, object]:
 def _gates(_: argparse.Namespace) -> dict[str, object]:
     from qvla_ros.evaluate.compile_gates import ARCHITECTURES, VARIANTS, compile_gate
 
-    gates = []
+    gates, faults = [], []
     for architecture in ARCHITECTURES:
         for variant in VARIANTS:
             gate = compile_gate(architecture, variant)
@@ -187,7 +196,10 @@ def _gates(_: argparse.Namespace) -> dict[str, object]:
                 flush=True,
             )
             gates.append(gate.to_json())
-    return {"gates": gates}
+            faults += gate.faults()
+    for fault in faults:
+        print(fault)
+    return {"gates": gates, "faults": faults}
 
 
 def _gpu(arguments: argparse.Namespace) -> dict[str, object]:
@@ -223,6 +235,13 @@ def _integers(text: str) -> list[int]:
     if not all(word.isdecimal() and int(word) for word in text.split(",")):
         raise ConfigurationError(f"--tokens: {text!r} is not like 1,16,256")
     return [int(word) for word in text.split(",")]
+
+
+def _size(text: str) -> float:
+    value = float(text)
+    if not 0 < value < _MOST_GIB:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and {_MOST_GIB}")
+    return value
 
 
 def _positive(text: str) -> int:

@@ -11,14 +11,13 @@ def kernel_facts(manifest: "Manifest | None") -> dict[str, object]:
 
     Shapes are ``rows x columns``, in brackets how many of them are stored.
     """
-    import torch
-
+    from qvla_ros.kernels.cuda_device import resolve_device
     from qvla_ros.kernels.kernel_survey import survey_kernels
     from qvla_ros.kernels.selection import select_kernel
     from qvla_ros.policy.policy import default_compute_dtype
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = default_compute_dtype()
+    device = resolve_device("auto")
+    dtype = default_compute_dtype(device)
     where = f"{device.type}, {str(dtype).removeprefix('torch.')}"
     if manifest is None:
         choices = {bits: select_kernel(device, dtype, activation_bits=bits) for bits in (16, 8)}

@@ -3,14 +3,12 @@
 It begins with the correctness of every kernel on this device, and ends there if one is wrong.
 """
 
-import importlib
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -26,10 +24,12 @@ from qvla_ros.evaluate.gpu_networks import (
     bench_networks,
     network_error,
 )
-from qvla_ros.evaluate.gpu_products import BASELINE, ProductBench, ProductTimes
+from qvla_ros.evaluate.gpu_products import BASELINE, OURS, ProductBench, ProductTimes
+from qvla_ros.evaluate.gpu_rivals import RIVALS
 from qvla_ros.evaluate.kernel_bench import SHAPES, TOKENS
 from qvla_ros.evaluate.load_bench import write_synthetic_checkpoint
-from qvla_ros.kernels.cuda_device import triton_obstacle
+from qvla_ros.evaluate.machine import package_version
+from qvla_ros.kernels.cuda_device import device_errors, triton_obstacle
 from qvla_ros.kernels.fused_ops import FusedOps
 from qvla_ros.kernels.fused_reference import REFERENCE
 from qvla_ros.kernels.triton_fused import TRITON
@@ -91,12 +91,14 @@ class Bar:
         limit: What it must be.
         above: Whether it must be at least that, rather than at most.
         measured: What it is; ``None`` if that was not measured.
+        optional: Whether that may be, because it takes a library that need not be there.
     """
 
     name: str
     limit: float
     above: bool
     measured: float | None
+    optional: bool = False
 
     @property
     def passed(self) -> bool | None:
@@ -121,7 +123,8 @@ class GpuBench:
         checks: Correctness; if one failed, there is nothing else.
         products: Times of products.
         networks: Times and memory of whole networks.
-        load: Of a checkpoint of `_LOAD_BYTES`: ``file_bytes``, ``seconds``, ``device_bytes``.
+        load: Of a checkpoint of `_LOAD_BYTES`: ``file_bytes``, ``seconds``, ``device_bytes``,
+            ``device_peak_bytes``.
         faults: Checks and parts that failed, and why; bars that were missed.
         seconds: How long all of it took.
     """
@@ -163,7 +166,10 @@ def bench_gpu(plan: Plan, say: Callable[[str], None]) -> GpuBench:
     began = time.monotonic()
     failures = _failures()
     bench = GpuBench(describe_gpu(plan.device))
-    bench.checks = _checks(plan)
+    try:
+        bench.checks = _checks(plan)
+    except failures as error:
+        bench.faults.append(f"the kernels cannot be checked: {type(error).__name__}: {error}")
     wrong = [check for check in bench.checks if not check.passed]
     bench.faults += [f"WRONG: {check.name}: relative error {check.error:.3g}" for check in wrong]
     say(f"{len(bench.checks) - len(wrong)} of {len(bench.checks)} kernel checks passed")
@@ -177,7 +183,7 @@ def bench_gpu(plan: Plan, say: Callable[[str], None]) -> GpuBench:
         (f"{shape}", partial(_products, plan, products, bench, shape, say))
         for shape in plan.shapes
     ]
-    for name, part in [] if wrong else parts:
+    for name, part in [] if bench.faults else parts:
         if time.monotonic() - began > plan.seconds:
             bench.faults.append(f"{name}: not begun, the time is over")
             continue
@@ -188,6 +194,11 @@ def bench_gpu(plan: Plan, say: Callable[[str], None]) -> GpuBench:
             say(bench.faults[-1])
     if not plan.tiny:
         bench.faults += [f"missed: {bar.name}" for bar in bench.bars() if bar.passed is False]
+        bench.faults += [
+            f"not measured: {bar.name}"
+            for bar in bench.bars()
+            if bar.passed is None and not bar.optional
+        ]
     bench.seconds = time.monotonic() - began
     return bench
 
@@ -209,7 +220,7 @@ def product_bars(products: Sequence[ProductTimes]) -> list[Bar]:
     many, one, all_four = (351, 608), (1,), "A16, all 4 bits"
     language = SHAPES["language"]
     return [
-        Bar(f"{name}: {text}", limit, True, worst(name, than, tokens, shapes))
+        Bar(f"{name}: {text}", limit, True, worst(name, than, tokens, shapes), than in RIVALS)
         for name, text, limit, than, tokens, shapes in (
             ("A16", "speed over cuBLAS bf16, M=351, 608", 0.9, BASELINE, many, language),
             ("A16", "over own dequantize + cuBLAS", 1.15, "dequantize + bf16", many, language),
@@ -229,7 +240,14 @@ def network_bars(networks: Sequence[NetworkTimes]) -> list[Bar]:
     by_images: dict[int, dict[str, NetworkTimes]] = {}
     for times in networks:
         by_images.setdefault(times.images, {})[times.name] = times
-    forms = list(by_images.values())
+    # A form that did not run as its name says would be compared with what it is not.
+    forms = [
+        form
+        for form in by_images.values()
+        if not any(form[name].trouble for name in (GRAPH, PACKED_8))
+    ]
+    if len(forms) < len(by_images):
+        forms = []
 
     def slowest(than: str) -> float | None:
         return min((f[than].p50_ms / f[PACKED_8].p50_ms for f in forms), default=None)
@@ -246,7 +264,7 @@ def network_bars(networks: Sequence[NetworkTimes]) -> list[Bar]:
 
 def describe_gpu(device: torch.device) -> dict[str, str]:
     """Device, driver, clocks and versions; what is not told is ``"unknown"``."""
-    found = {name: _version(name) for name in _PACKAGES} | {"cuda": str(torch.version.cuda)}
+    found = {name: package_version(name) for name in _PACKAGES} | {"cuda": str(torch.version.cuda)}
     if device.type != "cuda":
         return {"device": "cpu (a dry run: no figure of it counts)", **found}
     command = ["nvidia-smi", f"--query-gpu={_QUERY}", "--format=csv,noheader", "--id=0"]
@@ -275,6 +293,8 @@ def _checks(plan: Plan) -> list[Check]:
 def _networks(plan: Plan, bench: GpuBench, images: int, say: Callable[[str], None]) -> None:
     for times in bench_networks(images, plan.device, plan.ops, plan.repeats, plan.tiny):
         bench.networks.append(times)
+        if plan.device.type == "cuda" and times.trouble:
+            bench.faults.append(f"{images} images, {times.name}: {times.trouble}")
         say(
             f"{images} images, {times.name:<12} {times.p50_ms:8.2f} ms, p99 {times.p99_ms:8.2f} "
             f"ms, peak {times.peak_bytes / 1e9:6.2f} GB; {times.plan}; {times.obstacle or 'graph'}"
@@ -292,10 +312,13 @@ def _products(
 ) -> None:
     for times in products.measure(*shape, plan.tokens):
         bench.products.append(times)
+        where = f"{times.rows}x{times.columns}, {times.tokens} tokens"
         found = ", ".join(f"{name} {us:.1f}" for name, us in times.microseconds.items())
-        say(f"{times.rows}x{times.columns}, {times.tokens} tokens, us: {found}")
-    for name, reason in times.failed.items():
-        say(f"{times.rows}x{times.columns}, {name}: {reason}")
+        say(f"{where}, us: {found}")
+        for name, reason in times.failed.items():
+            say(f"{where}, {name}: {reason}")
+            if name in OURS:
+                bench.faults.append(f"{where}, {name}: {reason}")
 
 
 def _load(plan: Plan, bench: GpuBench, say: Callable[[str], None]) -> None:
@@ -305,14 +328,19 @@ def _load(plan: Plan, bench: GpuBench, say: Callable[[str], None]) -> None:
         path = Path(folder) / "synthetic.qvla.safetensors"
         size = write_synthetic_checkpoint(path, 1 if plan.tiny else _LOAD_BYTES)
         before = torch.cuda.memory_allocated() if cuda else 0
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
         started = time.perf_counter()
         checkpoint = read_checkpoint(path, device=plan.device)
         if cuda:
             torch.cuda.synchronize()
         seconds = time.perf_counter() - started
         taken = torch.cuda.memory_allocated() - before if cuda else 0
+        peak = torch.cuda.max_memory_allocated() - before if cuda else 0
         count = len(checkpoint.layers)
-    bench.load = {"file_bytes": size, "seconds": seconds, "device_bytes": taken}
+    bench.load = {
+        "file_bytes": size, "seconds": seconds, "device_bytes": taken, "device_peak_bytes": peak
+    }  # fmt: skip
     say(f"loading: {size / 1e6:.0f} MB in {count} layers in {seconds:.2f} s, checksum included")
 
 
@@ -324,18 +352,8 @@ def _rotated_bytes(device: torch.device) -> int:
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """What a part may fail with; Triton's errors are not Python's."""
-    known: list[type[Exception]] = [
-        AssertionError, AttributeError, ImportError, LookupError, OSError, QvlaError, RuntimeError,
-        TypeError, ValueError,
-    ]  # fmt: skip
-    if triton_obstacle() is None:
-        known.append(importlib.import_module("triton.errors").TritonError)
-    return tuple(known)
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
+    """What a part may fail with."""
+    return (
+        AssertionError, AttributeError, ImportError, LookupError, OSError, QvlaError, TypeError,
+        ValueError, *device_errors(),
+    )  # fmt: skip

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from qvla_ros.errors import ConfigurationError
 from qvla_ros.evaluate.random_network import (
     MIXED,
     RandomWeights,
@@ -23,7 +24,7 @@ from qvla_ros.models.network import ModelInputs
 from qvla_ros.models.openvla_oft import OpenVlaOft, OpenVlaOftConfig
 from qvla_ros.models.released_layout import read_llama, read_towers
 from qvla_ros.models.vision_transformer import TowerConfig
-from qvla_ros.policy.cuda_network import DeviceNetwork
+from qvla_ros.policy.cuda_network import PLANNED, DeviceNetwork
 
 EAGER, GRAPH = "bf16", "bf16, graph"
 PACKED_16, PACKED_8, PACKED_8_EAGER = "A16, graph", "A8, graph", "A8"
@@ -68,9 +69,18 @@ class NetworkTimes:
     plan: str
     obstacle: str | None
 
+    @property
+    def trouble(self) -> str | None:
+        """Why it did not run as its name says; ``None`` if it did."""
+        if self.name in (GRAPH, PACKED_16, PACKED_8) and self.obstacle is not None:
+            return self.obstacle
+        if self.name in (PACKED_16, PACKED_8, PACKED_8_EAGER):
+            return _unplanned(self.plan)
+        return None
+
     def to_json(self) -> dict[str, object]:
         """A JSON object."""
-        return asdict(self)
+        return {**asdict(self), "trouble": self.trouble}
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +152,9 @@ def network_error(device: torch.device, ops: FusedOps, bits: int) -> float:
 
     It is asked twice with a recording, so that what a replay leaves from the inputs before shows;
     in float16, whose rounding is finer than that of bfloat16 and which takes the same kernels.
+
+    Raises:
+        ConfigurationError: It was not run by the plan, or not recorded where that is possible.
     """
     config = oft_config(1, tiny=True)
     answers = []
@@ -151,10 +164,17 @@ def network_error(device: torch.device, ops: FusedOps, bits: int) -> float:
         )
         run = DeviceNetwork(network, place, steps, _recorder(place))
         answers.append([run(random_inputs(config, torch.float16, seed)) for seed in (0, 1)])
+        trouble = _unplanned(run.plan) or (run.obstacle if place.type == "cuda" else None)
+        if trouble:
+            raise ConfigurationError(f"the tiny network, A{bits}: {trouble}")
     return max(
         float((answer - expected).norm() / expected.norm())
         for expected, answer in zip(*answers, strict=True)
     )
+
+
+def _unplanned(plan: str) -> str | None:
+    return None if plan.startswith(PLANNED) else plan
 
 
 def _form(

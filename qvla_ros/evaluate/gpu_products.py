@@ -25,6 +25,7 @@ Candidate = Callable[[torch.Tensor], list[Run]]
 """An input to products with it, one for each copy of the weight."""
 
 BASELINE = "bf16"
+OURS = ("A16", "A8", "A16, all 4 bits")
 _MIXED_16, _MIXED_8, _UNIFORM_16 = Recipe(MIXED), Recipe(MIXED, 8), Recipe(UNIFORM_4)
 _MOST_COPIES = 64
 

@@ -21,8 +21,8 @@ def describe_machine(root: Path = Path("/")) -> dict[str, str]:
         "governor": _first_line(governor),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
-        "torch": _version("torch"),
-        "numpy": _version("numpy"),
+        "torch": package_version("torch"),
+        "numpy": package_version("numpy"),
     }
 
 
@@ -51,8 +51,9 @@ def _first_line(path: Path) -> str:
         return "unknown"
 
 
-def _version(package: str) -> str:
+def package_version(name: str) -> str:
+    """The installed version of a package, or ``"not installed"``."""
     try:
-        return metadata.version(package)
+        return metadata.version(name)
     except metadata.PackageNotFoundError:
-        return "absent"
+        return "not installed"

@@ -2,6 +2,7 @@
 
 import os
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 
 import torch
@@ -45,6 +46,13 @@ def triton_obstacle() -> str | None:
     if found < _LEAST_CAPABILITY:
         return f"compute capability {found[0]}.{found[1]} is below 8.0"
     return None
+
+
+def device_errors() -> tuple[type[Exception], ...]:
+    """What a device that lacks memory, a kernel or a compiler raises; Triton's are not Python's."""
+    if triton_obstacle() is not None:
+        return (RuntimeError,)
+    return RuntimeError, import_module("triton.errors").TritonError
 
 
 def _no_cuda() -> str:

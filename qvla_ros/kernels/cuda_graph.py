@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
+from qvla_ros.kernels.cuda_device import device_errors
+
 Function = Callable[[dict[str, torch.Tensor]], torch.Tensor]
 Key = tuple[tuple[str, torch.Size, torch.dtype], ...]
 
@@ -92,7 +94,7 @@ class GraphCache:
             own = {name: tensor.to(self._device, copy=True) for name, tensor in inputs.items()}
             try:
                 self._recordings[key] = self._recorder(self._function, own)
-            except RuntimeError as error:
+            except device_errors() as error:
                 self.obstacle = f"no CUDA graph could be recorded: {error}"
         if key in self._recordings:
             self._recordings[key] = self._recordings.pop(key)

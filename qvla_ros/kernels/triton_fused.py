@@ -44,7 +44,7 @@ def activate(y: torch.Tensor, activation: Activation) -> Tokens:
     first, second = activation.first, activation.second
     columns = len(first.source)
     tokens = empty_tokens(y, columns, activation.rounds)
-    lanes = _lanes(columns)
+    lanes = lanes_of(columns)
     activate_tokens[(len(y),)](
         y, first.source, _or(first.bias, y), second.source, _or(second.bias, y),
         *_pointers(tokens), columns, y.stride(0), SMALLEST_ACTIVATION_SCALE,
@@ -64,7 +64,7 @@ def add_norm(
     total = torch.empty_like(residual)
     tokens = empty_tokens(residual, columns, norm.rounds)
     bias, factor = branch.gather.bias, branch.factor
-    lanes = _lanes(columns)
+    lanes = lanes_of(columns)
     add_norm_tokens[(len(residual),)](
         residual, y, branch.gather.source, _or(bias, y), _or(factor, y), norm.weight,
         _or(norm.bias, y), total, *_pointers(tokens),
@@ -118,7 +118,8 @@ def _or(tensor: torch.Tensor | None, stand_in: torch.Tensor) -> torch.Tensor:
     return stand_in if tensor is None else tensor
 
 
-def _lanes(columns: int) -> int:
+def lanes_of(columns: int) -> int:
+    """Columns that a program has in registers: those of a token, up to a power of two."""
     return max(BLOCK_COLUMNS, _power_of_two(columns))
 
 

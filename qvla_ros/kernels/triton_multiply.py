@@ -70,7 +70,13 @@ class _TiledLayer:
 
 
 def launch(x: Tokens, y: torch.Tensor, operand: LinearOperand) -> None:
-    """Write the product into ``y [tokens, stored rows]``, of which only rows are contiguous."""
+    """Write the product into ``y [tokens, stored rows]``, of which only rows are contiguous.
+
+    Raises:
+        ValueError: bfloat16 on a CPU: Triton's interpreter multiplies it wrongly without a word.
+    """
+    if x.values.dtype == torch.bfloat16 and x.values.device.type == "cpu":
+        raise ValueError("Triton's interpreter cannot multiply bfloat16; use float16 or float32")
     from qvla_ros.kernels.triton_kernels import multiply_floats, multiply_integers
 
     layer = operand.prepared.get(__name__)

@@ -45,7 +45,7 @@ def run_llama_layer(
     llama: LlamaModel,
     layer: nn.Module,
     hidden: Tensor,
-    mask: Tensor,
+    mask: Tensor | None,
     cached: KeyValueCache | None = None,
 ) -> Tensor:
     """Map ``[batch, tokens, width]`` to the same shape.
@@ -54,14 +54,16 @@ def run_llama_layer(
         llama: The model that the layer is of.
         layer: One of its layers.
         hidden: Tokens.
-        mask: Additive, ``[batch or 1, 1, tokens, tokens or room of the cache]``: explicit, because
-            what the library makes of no mask depends on its version.
+        mask: Additive, ``[batch or 1, 1, tokens, tokens or room of the cache]``; without it every
+            token sees all others, which the library has to be told, or it takes a causal mask.
         cached: What earlier tokens left; without it, the tokens are the first ones.
     """
+    keywords: dict[str, KeyValueCache | bool] = {} if mask is not None else {"is_causal": False}
     if cached is None:
-        places, keywords = torch.arange(hidden.shape[1], device=hidden.device)[None], {}
+        places = torch.arange(hidden.shape[1], device=hidden.device)[None]
     else:
-        places, keywords = cached.positions[None], {cached.keyword: cached}
+        places = cached.positions[None]
+        keywords[cached.keyword] = cached
     answer = layer(
         hidden,
         attention_mask=mask,

@@ -126,10 +126,7 @@ class OpenVlaOft(VlaNetwork):
         return torch.cat([text[:, :1], patches, state, text[:, 1:], zeros, end], dim=1)
 
     def _llama_layer(self, layer: nn.Module, hidden: Tensor) -> Tensor:
-        length = hidden.shape[1]
-        # An explicit all-zero additive mask makes every transformers version bidirectional.
-        mask = hidden.new_zeros(len(hidden), 1, length, length)
-        return run_llama_layer(self.llama, layer, hidden, mask)
+        return run_llama_layer(self.llama, layer, hidden, mask=None)
 
     def _actions(self, hidden: Tensor) -> Tensor:
         last = hidden.shape[1] - 2

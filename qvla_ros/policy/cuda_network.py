@@ -1,5 +1,6 @@
 """A packed network on a GPU: its blocks run by fused steps, all of it recorded as a CUDA graph."""
 
+import threading
 from collections.abc import Callable
 from copy import copy
 from dataclasses import fields, replace
@@ -22,6 +23,12 @@ from qvla_ros.models.stages import Stage, State, run_stages
 from qvla_ros.models.vision_backbone import TOWERS
 from qvla_ros.models.vision_transformer import Block, VisionTransformer
 from qvla_ros.policy.fused_blocks import FusedBlock, llama_block, run_blocks, vision_block
+
+PLANNED = "fused steps"
+"""How the description of a plan begins that is not the modules'."""
+
+BUSY_S = 5.0
+"""How long a call waits for the one before it, seconds."""
 
 
 class DeviceNetwork:
@@ -54,6 +61,7 @@ class DeviceNetwork:
         self._device = device
         self._function = partial(_run, stages)
         self._run = GraphCache(self._function, device, recorder)
+        self._busy = threading.Lock()
 
     def unrecorded(self) -> "DeviceNetwork":
         """The same, but every kernel is launched each time."""
@@ -73,8 +81,21 @@ class DeviceNetwork:
 
     @torch.inference_mode()
     def __call__(self, inputs: ModelInputs) -> Tensor:
-        """Normalised actions, float32 ``[batch, horizon, action_dim]`` on the CPU."""
-        return self._run(self.network.first_state(inputs)).to("cpu", copy=True)
+        """Normalised actions, float32 ``[batch, horizon, action_dim]`` on the CPU.
+
+        A recording has one place for its inputs. A worker that was left behind, because it was
+        slow, must not find its place taken, nor its answer given to another.
+
+        Raises:
+            RuntimeError: Another call has not ended within ``BUSY_S``.
+        """
+        state = self.network.first_state(inputs)
+        if not self._busy.acquire(timeout=BUSY_S):
+            raise RuntimeError(f"another inference has held the device for {BUSY_S:g} s")
+        try:
+            return self._run(state).to("cpu", copy=True)
+        finally:
+            self._busy.release()
 
 
 def on_cuda(
@@ -119,7 +140,7 @@ def _plan(network: OpenVlaOft, ops: FusedOps | None) -> tuple[list[Stage], str]:
     if ops is None:
         return network.stages(), "module by module"
     try:
-        return fused_stages(network, ops), f"fused steps in {ops.name}"
+        return fused_stages(network, ops), f"{PLANNED} in {ops.name}"
     except ConfigurationError as error:
         return network.stages(), f"module by module: {error}"
 

@@ -14,8 +14,8 @@ from qvla_ros.action_chunk import ActionChunk
 from qvla_ros.checkpoint.faults import CheckpointFault
 from qvla_ros.checkpoint.reader import PackedCheckpoint, read_checkpoint
 from qvla_ros.checkpoint.tensor_names import GOLDEN_TENSOR, TOKENIZER_TENSOR
-from qvla_ros.errors import CheckpointError, UnsupportedModelError
-from qvla_ros.kernels.cuda_device import resolve_device
+from qvla_ros.errors import CheckpointError, ConfigurationError, UnsupportedModelError
+from qvla_ros.kernels.cuda_device import device_errors, resolve_device
 from qvla_ros.kernels.quantized_linear import QuantizedLinear
 from qvla_ros.kernels.selection import AUTO
 from qvla_ros.models.families import FAMILIES, config_from_json
@@ -31,8 +31,6 @@ from qvla_ros.observation import Observation
 from qvla_ros.policy.cuda_network import on_cuda
 from qvla_ros.policy.inference import Inference
 from qvla_ros.policy.self_test import TestedPolicy, require_golden_answer
-
-_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +61,10 @@ class Policy:
         network: VlaNetwork,
         processing: Processing,
         identity: PolicyIdentity,
-        run: Callable[[ModelInputs], torch.Tensor] | None = None,
     ) -> None:
-        """Put a policy together; ``run`` answers for the network, which does it itself if absent."""
+        """Put a policy together."""
         self.network = network
-        self._run = run or network
+        self._run: Callable[[ModelInputs], torch.Tensor] = network
         self.processing = processing
         self.identity = identity
         self.golden_actions: np.ndarray | None = None
@@ -123,6 +120,10 @@ class Policy:
     def quant_tag(self) -> str:
         """How the weights are quantized, in a word."""
         return self.identity.quant_tag
+
+    def run_by(self, run: Callable[[ModelInputs], torch.Tensor]) -> None:
+        """Let ``run`` answer for the network."""
+        self._run = run
 
     @property
     def execution(self) -> str:
@@ -197,29 +198,46 @@ def load_policy(
         ConfigurationError: There is no such device, or it does not give the golden answer.
     """
     place = resolve_device(device)
-    return policy_of(read_checkpoint(path, device=place), kernel, compute_dtype, place)
+    dtype = compute_dtype or default_compute_dtype(place)
+    policy = policy_of(read_checkpoint(path, device=place), kernel, dtype)
+    if place.type != "cpu":
+        _take_to_gpu(policy, place, kernel)
+    return policy
 
 
 def policy_of(
     checkpoint: PackedCheckpoint,
     kernel: str = AUTO,
     compute_dtype: torch.dtype | None = None,
-    place: torch.device = _CPU,
 ) -> Policy:
-    """The policy of a packed checkpoint whose tensors are at ``place``; see ``load_policy``."""
+    """The policy of a packed checkpoint, run module by module; see ``load_policy``."""
     manifest = checkpoint.manifest
-    network = _packed_network(checkpoint, kernel, compute_dtype or default_compute_dtype(place))
+    network = _packed_network(checkpoint, kernel, compute_dtype or default_compute_dtype())
     settings = ProcessingSettings.from_json(manifest.processing)
     identity = PolicyIdentity(
         manifest.model_id, manifest.sha256, f"mixed-{manifest.plan.average_bits_per_weight:.2f}bit"
     )
-    run = None if place.type == "cpu" else on_cuda(network, place, kernel)
-    policy = Policy(network, Processing(settings, _tokenizer_json(checkpoint)), identity, run)
+    policy = Policy(network, Processing(settings, _tokenizer_json(checkpoint)), identity)
     golden = checkpoint.tensors.get(GOLDEN_TENSOR)
     policy.golden_actions = None if golden is None else golden.numpy()
-    if place.type != "cpu":
-        require_golden_answer(cast(TestedPolicy, policy))
     return policy
+
+
+def _take_to_gpu(policy: Policy, place: torch.device, kernel: str) -> None:
+    """Plan the run there, and ask for the golden answer.
+
+    The checkpoint must be out of memory by now: layers that are joined take the place of those
+    that were read, and would otherwise stand beside them.
+    """
+    try:
+        policy.run_by(on_cuda(policy.network, place, kernel))
+        torch.cuda.empty_cache()  # the others on this machine may need what joining has set free
+        require_golden_answer(cast(TestedPolicy, policy))
+    except device_errors() as error:
+        raise ConfigurationError(
+            f"this GPU cannot run the policy: {type(error).__name__}: {error}; choose the device "
+            "cpu, or forbid its kernels with QVLA_TRITON=0"
+        ) from error
 
 
 def float_policy(

@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from qvla_ros.cli.main import main
-from qvla_ros.evaluate import load_bench
+from qvla_ros.evaluate import compile_gates, load_bench
+from qvla_ros.evaluate.compile_gates import CompileGate
 
 
 def test_kernels_are_measured_and_written(tmp_path, capsys) -> None:
@@ -19,7 +20,7 @@ def test_kernels_are_measured_and_written(tmp_path, capsys) -> None:
     report = json.loads(out.read_text())
     assert report["kind"] == "kernels"
     assert report["device"] == "cpu"
-    assert report["machine"]["torch"] != "absent"
+    assert report["machine"]["torch"] != "not installed"
     assert [case["tokens"] for case in report["times"]] == [1, 17]
     assert report["average_bits_per_weight"] == pytest.approx(4.3)
     assert report["rivals"].keys() == {"torch_int8", "torch_int4", "torch_int_mm"}
@@ -47,6 +48,33 @@ def test_loading_a_file_that_is_none_is_an_error_of_the_user(tmp_path, capfd) ->
 def test_a_malformed_list_is_named(option, value, capsys) -> None:
     assert main(["bench", "kernels", option, value]) == 2
     assert f"{option}: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", ["nan", "-1", "0", "inf", "big"])
+def test_a_size_that_is_none_is_refused(size, capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(["bench", "load", "--gib", size])
+    assert "--gib" in capsys.readouterr().err
+
+
+def test_a_folder_for_the_result_that_is_not_there_is_told_at_once(tmp_path, capsys) -> None:
+    assert main(["bench", "--json", str(tmp_path / "no" / "load.json"), "load"]) == 2
+    assert "there is no such folder" in capsys.readouterr().err
+
+
+def test_a_gate_with_a_fault_is_told_and_is_the_exit_status(capsys, monkeypatch) -> None:
+    def spilling(architecture: int, variant: str) -> CompileGate:
+        spills = 7 if (architecture, variant) == (87, "a16") else 0
+        return CompileGate(
+            architecture, variant, "HMMA UTCHMMA HGMMA", "IMMA IGMMA", 100, spills, 0, 0, 0
+        )
+
+    monkeypatch.setattr(
+        CompileGate, "faults", lambda gate: ["bad"] * bool(gate.spill_instructions)
+    )
+    monkeypatch.setattr(compile_gates, "compile_gate", spilling)
+    assert main(["bench", "gates"]) == 1
+    assert capsys.readouterr().out.endswith("\nbad\n")
 
 
 def test_another_device_is_refused(capsys) -> None:

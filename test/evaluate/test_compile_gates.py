@@ -57,7 +57,6 @@ def test_a_kernel_compiles_to_tensor_core_code_without_spills(
     ("change", "said"),
     [
         ({"spill_instructions": 2}, "2 instructions spill"),
-        ({"registers": 256}, "256 registers"),
         ({"shared_bytes": 100 * 1024}, "shared memory"),
         ({"loop_conversions": 1}, "1 conversions to float in loops"),
         ({"float_products": ""}, "no float products"),

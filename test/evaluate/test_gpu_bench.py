@@ -1,6 +1,7 @@
 """The bench for GPUs, every part of it on a CPU and tiny sizes; what it measures there is nothing."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -79,7 +80,7 @@ def test_the_slowest_shape_counts_and_all_shapes_must_be_there() -> None:
 
 def test_the_bars_of_networks_are_those_of_the_worse_one() -> None:
     def network(name: str, images: int, p50: float, peak: int) -> NetworkTimes:
-        return NetworkTimes(name, images, p50, 1.2 * p50, 0, peak, "", None)
+        return NetworkTimes(name, images, p50, 1.2 * p50, 0, peak, "fused steps in Triton", None)
 
     networks = [
         network(name, images, p50 * images, peak)
@@ -92,6 +93,39 @@ def test_the_bars_of_networks_are_those_of_the_worse_one() -> None:
         (0.28, True),
         (1.2, False),
     ]
+    for change in ({"obstacle": "not captured"}, {"plan": "module by module: no"}):
+        spoilt = replace(networks[-1], **change)  # PACKED_8
+        assert spoilt.trouble == next(iter(change.values()))
+        assert {bar.measured for bar in network_bars([*networks[:-1], spoilt])} == {None}
+    eager_as_graph = replace(networks[1], obstacle="not captured")
+    assert network_bars([networks[0], eager_as_graph, *networks[2:]])[1].measured is None
+
+
+def test_a_kernel_of_ours_that_fails_is_a_fault_and_an_absent_library_is_none(monkeypatch) -> None:
+    def measure(_: object, rows: int, columns: int, tokens: tuple[int, ...]):
+        failed = {"A8": "OutOfResources: shared memory", "GemLite": "gemlite is not installed"}
+        return [ProductTimes(rows, columns, count, {BASELINE: 1.0}, failed) for count in tokens]
+
+    monkeypatch.setattr(gpu_bench, "_checks", lambda _: [])
+    monkeypatch.setattr(gpu_bench.ProductBench, "measure", measure)
+    plan = Plan.of("cpu", tiny=True, minutes=1)
+    assert bench_gpu(plan, lambda _: None).faults == [
+        f"64x256, {count} tokens, A8: OutOfResources: shared memory" for count in (1, 20)
+    ]
+    monkeypatch.setattr(gpu_bench, "bench_networks", lambda *_: [])
+    faults = bench_gpu(replace(plan, tiny=False), lambda _: None).faults
+    assert "not measured: A8: over cuBLAS bf16, M=608" in faults
+    assert not any("GemLite" in fault for fault in faults)
+
+
+def test_kernels_that_cannot_even_be_checked_are_a_fault(monkeypatch) -> None:
+    def fail(_: Plan) -> list[Check]:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(gpu_bench, "_checks", fail)
+    bench = bench_gpu(Plan.of("cpu", tiny=True, minutes=1), lambda _: None)
+    assert bench.faults == ["the kernels cannot be checked: RuntimeError: no compiler"]
+    assert not bench.products
 
 
 def test_a_bar_is_printed_with_its_verdict() -> None:

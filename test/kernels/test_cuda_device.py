@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from qvla_ros.cli.kernel_facts import kernel_facts
 from qvla_ros.errors import ConfigurationError
 from qvla_ros.kernels import cuda_device
 from qvla_ros.kernels.cuda_device import resolve_device, triton_obstacle
@@ -59,3 +60,14 @@ def test_an_unknown_device_is_refused_with_the_known_ones(machine) -> None:
     machine((9, 0))
     with pytest.raises(ConfigurationError, match="auto, cpu, cuda"):
         resolve_device("tpu")
+
+
+def test_the_kernel_that_is_told_is_the_one_that_the_node_would_take(machine, monkeypatch) -> None:
+    """It once told float32 and the oracle for GPUs whose processor has no bf16, as Orin's."""
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    machine((8, 7))
+    told = kernel_facts(None)
+    assert told["on"] == "cuda, bfloat16"
+    assert str(told["16-bit activations"]).startswith("triton: ")
+    machine((8, 7), forbidden="0")
+    assert kernel_facts(None)["on"] == "cpu, float32"

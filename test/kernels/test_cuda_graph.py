@@ -1,7 +1,9 @@
 """Which call is recorded and which is replayed; the recording itself needs a GPU."""
 
+import pytest
 import torch
 
+from qvla_ros.kernels import cuda_graph
 from qvla_ros.kernels.cuda_graph import GraphCache, Recording
 
 CPU = torch.device("cpu")
@@ -50,9 +52,12 @@ def test_another_length_or_dtype_is_another_recording_and_the_longest_unused_goe
     assert len(recorder.recorded) == 5
 
 
-def test_what_cannot_be_recorded_is_called_plainly_and_says_why() -> None:
+@pytest.mark.parametrize("kind", [RuntimeError, TimeoutError])
+def test_what_cannot_be_recorded_is_called_plainly_and_says_why(kind, monkeypatch) -> None:
+    monkeypatch.setattr(cuda_graph, "device_errors", lambda: (RuntimeError, TimeoutError))
+
     def refuse(*_: object) -> Recording:
-        raise RuntimeError("operation not permitted when stream is capturing")
+        raise kind("operation not permitted when stream is capturing")
 
     cache = GraphCache(double, CPU, refuse)
     for _ in range(2):

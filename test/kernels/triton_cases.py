@@ -44,6 +44,15 @@ def check_what_is_not_finite(device: str) -> None:
     assert not torch.isfinite(y[1:]).any()
 
 
+def check_bfloat16_is_refused_in_the_interpreter() -> None:
+    layer = QuantizedLinear(make_layer((4,), 130).packed)
+    try:
+        linear_triton(torch.zeros(3, 130, dtype=torch.bfloat16), layer.operand)
+    except ValueError:
+        return
+    raise AssertionError("bfloat16 was multiplied")
+
+
 def check_steps(device: str, dtype: torch.dtype) -> int:
     """All steps of a fused network, into memory that holds NaN; how many."""
     checks = run_checks(TRITON, torch.device(device), dtype)
@@ -63,5 +72,7 @@ if __name__ == "__main__":
                 check(where, dtype_, "mixed", form_, bits_, 70)
             count += len(MIXES) + len(FORMS)
     check_what_is_not_finite(where)
+    if where == "cpu":
+        check_bfloat16_is_refused_in_the_interpreter()
     assert network_error(torch.device(where), TRITON, bits=8) < LIMIT
     print(f"all cases passed: {count + 1}")

@@ -1,5 +1,6 @@
 """The plan of fused steps for GPUs: on a CPU, in PyTorch, against the network's own modules."""
 
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from qvla_ros.evaluate.random_network import RandomWeights, Recipe, packed_netwo
 from qvla_ros.kernels.fused_reference import REFERENCE
 from qvla_ros.kernels.quantized_linear import QuantizedLinear
 from qvla_ros.models.registry import replace_module
+from qvla_ros.policy import cuda_network
 from qvla_ros.policy import policy as policy_module
 from qvla_ros.policy.cuda_network import DeviceNetwork, fused_stages
 from qvla_ros.policy.policy import load_policy
@@ -122,6 +124,58 @@ def test_a_policy_on_a_gpu_answers_like_the_one_on_the_cpu(checkpoint, monkeypat
     here = load_policy(checkpoint, compute_dtype=torch.float32)
     actions = [p.infer(tiny_observation()).chunk.actions for p in (there, here)]
     np.testing.assert_allclose(*actions, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.usefixtures("as_if_cuda")
+def test_joined_layers_do_not_stand_beside_those_that_were_read(checkpoint, monkeypatch) -> None:
+    read = []
+
+    def remember(path, device):
+        found = read_checkpoint(path)
+        name = next(name for name in found.layers if name.endswith("q_proj"))
+        read.extend(weakref.ref(part.codes) for part in found.layers[name].segments)
+        return found
+
+    alive = []
+    monkeypatch.setattr(policy_module, "read_checkpoint", remember)
+    monkeypatch.setattr(
+        policy_module,
+        "require_golden_answer",
+        lambda _: alive.extend(codes for codes in read if codes() is not None),
+    )
+    load_policy(checkpoint, device="cuda")
+    assert read
+    assert not alive
+
+
+@pytest.mark.usefixtures("as_if_cuda")
+def test_a_kernel_that_cannot_run_here_is_an_error_that_says_what_to_do(
+    checkpoint, monkeypatch
+) -> None:
+    class OutOfResourcesError(Exception):
+        """As Triton's: no kind of RuntimeError."""
+
+    def fail(_: object) -> None:
+        raise OutOfResourcesError("shared memory")
+
+    monkeypatch.setattr(
+        policy_module, "device_errors", lambda: (RuntimeError, OutOfResourcesError)
+    )
+    monkeypatch.setattr(policy_module, "require_golden_answer", fail)
+    with pytest.raises(
+        ConfigurationError, match=r"OutOfResourcesError: shared memory; .*QVLA_TRITON"
+    ):
+        load_policy(checkpoint, device="cuda")
+
+
+def test_two_workers_do_not_share_the_place_of_a_recordings_inputs(monkeypatch) -> None:
+    network = random_network()
+    inputs = random_inputs(network.config, torch.float32)
+    run = DeviceNetwork(network, CPU, REFERENCE)
+    monkeypatch.setattr(cuda_network, "BUSY_S", 0.01)
+    with run._busy, pytest.raises(RuntimeError, match="another inference has held the device"):
+        run(inputs)
+    assert run(inputs).shape == (1, 8, 7)
 
 
 def test_a_policy_that_gives_another_answer_than_the_golden_one_is_refused(checkpoint) -> None:
