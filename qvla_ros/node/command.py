@@ -11,7 +11,8 @@ class CommandSource:
     """Turns what the scheduler answers into commands; remembers the last one, for holds.
 
     A hold repeats the last command where actions are targets, and is zero where they are changes;
-    the gripper keeps its last value in both. Before the first command there is nothing to hold.
+    the gripper keeps its last value in both. Before the first command, and after ``forget``, there
+    is nothing to hold.
     """
 
     def __init__(self, card: PolicyCard) -> None:
@@ -19,13 +20,17 @@ class CommandSource:
         self._last: np.ndarray | None = None
 
     def command(self, due: ScheduledAction | Hold, now_ns: int) -> JointState | None:
-        """The command for ``now_ns``, or ``None`` if nothing was ever commanded."""
+        """The command for ``now_ns``, or ``None`` if there is nothing to hold."""
         if isinstance(due, ScheduledAction):
             self._last = due.action
             return self._message(due.action, now_ns)
         if self._last is None:
             return None
         return self._message(self._held(self._last), now_ns)
+
+    def forget(self) -> None:
+        """Hold nothing from now on: others may move the robot, and the last command grows old."""
+        self._last = None
 
     def _held(self, last: np.ndarray) -> np.ndarray:
         if self._card.parameters.absolute:

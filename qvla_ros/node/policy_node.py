@@ -166,6 +166,7 @@ class PolicyNode(LifecycleNode):
         self._require_active()
         self._session.stop("paused")
         self._paused = True
+        self._hold_and_forget()
 
     def resume(self) -> None:
         """Serve on after a pause; ``ConfigurationError`` if not active or faulted."""
@@ -179,6 +180,7 @@ class PolicyNode(LifecycleNode):
         if self._session is None:
             raise ConfigurationError("the node is not configured")
         self._session.reset(serve=self._active and not self._paused)
+        self._hold_and_forget()
 
     def _require_active(self) -> None:
         if not self._active:
@@ -220,7 +222,7 @@ class PolicyNode(LifecycleNode):
 
     def _tick(self) -> None:
         """At the rate of the actions: look for an observation that waited long enough; command."""
-        if not self._active or self._session is None:
+        if not self._active or self._paused or self._session is None:
             return
         now_ns = self._now_ns()
         self._inputs.look_up_transform()
@@ -233,6 +235,12 @@ class PolicyNode(LifecycleNode):
         command = self._commands.command(self._session.scheduler.action_at(now_ns), now_ns)
         if command is not None:
             self._command_publisher.publish(command)
+
+    def _hold_and_forget(self) -> None:
+        """One hold, and silence until the next action: until then others may move the robot."""
+        if self._commands is not None:
+            self._command(self._now_ns())
+            self._commands.forget()
 
     def _beat(self) -> None:
         session = self._session
@@ -278,7 +286,7 @@ class PolicyNode(LifecycleNode):
         self._active = False
         if not self._session.stop(reason):
             self.get_logger().warning("an inference is still under way; its answer is refused")
-        self._command(self._now_ns())
+        self._hold_and_forget()
         # The publisher may be destroyed next; the hold must have left by then.
         self._chunks.wait_for_all_acked(Duration(seconds=0.5))
         self.get_logger().info(f"stopped: {reason}")

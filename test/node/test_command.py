@@ -39,3 +39,12 @@ def test_a_hold_of_targets_repeats_the_last_target() -> None:
 
 def test_before_the_first_action_there_is_nothing_to_hold() -> None:
     assert source(absolute=True).command(Hold("no_chunk"), 0) is None
+
+
+def test_what_was_forgotten_is_never_held_again() -> None:
+    commands = source(absolute=True)
+    commands.command(DUE, 0)
+    commands.forget()
+    assert commands.command(Hold("deactivated"), 1) is None
+    assert list(commands.command(DUE, 2).position) == [0.5, -0.25, 1.0]
+    assert commands.command(Hold("expired"), 3) is not None

@@ -1,6 +1,16 @@
 """What an operator can do, and what a fault or a hang leaves to be done; over real DDS."""
 
-from node.served_node import FAILURE, SUCCESS
+from collections.abc import Callable, Iterator
+
+import pytest
+from node.served_node import FAILURE, SUCCESS, Served
+
+
+@pytest.fixture
+def commanding_targets(robot) -> Iterator[Served]:
+    served = Served(robot, publish_command=True, absolute=True, reset_cooldown_s=0.2)
+    yield served
+    served.close()
 
 
 def serve(robot, served) -> None:
@@ -25,6 +35,71 @@ def test_pause_holds_and_resume_begins_a_new_episode(robot, served) -> None:
     assert robot.tell("resume").success
     assert serves_again(robot)
     assert robot.chunks[-1].episode_id > robot.chunks[0].episode_id
+
+
+def moves(robot) -> bool:
+    """Whether targets beyond the first row come, and the last of them has been taken."""
+    before = len(robot.commands)
+    fresh = lambda: any(c.position[0] > 0 for c in robot.commands[before:])  # noqa: E731
+    return robot.until(fresh, meanwhile=robot.sense)
+
+
+def commanded_at(robot, act: Callable[[], None]) -> int:
+    """How many commands follow an act, without the one that was on its way."""
+    robot.spin(0.02)
+    robot.commands.clear()
+    act()
+    robot.spin(0.3)
+    return len(robot.commands)
+
+
+def stays_silent(robot, seconds: float = 0.5) -> bool:
+    """Whether nothing is commanded, though everything is sensed."""
+    robot.spin(0.2)  # what is on its way
+    robot.commands.clear()
+    robot.until(lambda: False, seconds, meanwhile=robot.sense)
+    return robot.commands == []
+
+
+def test_a_start_does_not_send_the_target_of_before_the_stop(
+    robot, commanding_targets: Served
+) -> None:
+    serve(robot, commanding_targets)
+    assert moves(robot)
+    assert robot.tell("stop").success
+    robot.spin(0.2)  # now the arm may be moved by hand
+    robot.commands.clear()
+    assert robot.tell("start").success
+    robot.spin(0.5)
+    assert robot.commands == [], "nothing was inferred yet"
+    assert moves(robot)
+
+
+def test_while_paused_one_hold_is_commanded_and_then_nothing(
+    robot, commanding_targets: Served
+) -> None:
+    serve(robot, commanding_targets)
+    assert moves(robot)
+    assert commanded_at(robot, commanding_targets.node.pause) == 1
+    assert stays_silent(robot), "a teleoperator moves the arm now"
+    assert robot.tell("reset").success
+    assert stays_silent(robot), "a reset during a pause moves nothing either"
+    assert robot.tell("resume").success
+    robot.spin(0.3)
+    assert robot.commands == [], "the target of before the pause is forgotten"
+    assert moves(robot)
+
+
+def test_a_reset_holds_once_and_commands_nothing_before_the_next_answer(
+    robot, commanding_targets: Served
+) -> None:
+    serve(robot, commanding_targets)
+    assert moves(robot)
+    commanding_targets.policy.gate.clear()
+    assert commanded_at(robot, commanding_targets.node.reset) == 1
+    assert stays_silent(robot), "no inference has ended yet"
+    commanding_targets.policy.gate.set()
+    assert moves(robot)
 
 
 def test_start_and_stop_lead_through_the_lifecycle(robot, served) -> None:
