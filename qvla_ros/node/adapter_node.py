@@ -24,7 +24,7 @@ from qvla_ros.node.adapter_outputs import (
 from qvla_ros.node.adapter_parameters import AdapterParameters
 from qvla_ros.node.chunk_follower import ChunkFollower, FollowedChunk
 from qvla_ros.node.declaration import declare_parameters, read_parameters
-from qvla_ros.node.diagnostics import diagnostic_array, idle_status
+from qvla_ros.node.diagnostics import Finding, diagnostic_array, idle_status
 from qvla_ros.node.spinning import run_node
 from qvla_ros.policy.health import Verdict
 
@@ -71,7 +71,7 @@ class AdapterNode(Node):
         self.create_subscription(Heartbeat, "policy/heartbeat", self._on_heartbeat, 1)
         if isinstance(self._output, TrajectoryOutput):
             self.create_subscription(
-                JointState, "joint_states", self._output.on_joints, qos_profile_sensor_data
+                JointState, "joint_states", self._on_joints, qos_profile_sensor_data
             )
 
     def _on_chunk(self, message: ActionChunk) -> None:
@@ -96,6 +96,9 @@ class AdapterNode(Node):
     def _on_heartbeat(self, message: Heartbeat) -> None:
         self._follower.beat(message, time.monotonic_ns())
 
+    def _on_joints(self, message: JointState) -> None:
+        self._output.on_joints(message, self._now_ns())
+
     def _tick(self) -> None:
         now_ns = self._now_ns()
         chunk = None if self._trouble else self._follower.due(now_ns, time.monotonic_ns())
@@ -115,17 +118,27 @@ class AdapterNode(Node):
 
     def _report(self) -> None:
         now_ns = self._now_ns()
+        findings = self._findings(now_ns)
         following = self._follower.due(now_ns, time.monotonic_ns()) is not None
-        verdict, text = Verdict.OK, "following" if following else "holding"
-        if self._trouble:
-            verdict, text = Verdict.ERROR, self._trouble
-        elif not self._follower.is_alive(time.monotonic_ns()):
-            verdict, text = Verdict.WARN, "no heartbeat of the policy node"
+        text = "; ".join(text for _, text in findings) or ("following" if following else "holding")
+        verdict = max((verdict for verdict, _ in findings), default=Verdict.OK)
         status = idle_status(f"{self.get_fully_qualified_name()}: adapter", text, verdict)
         values = {"dry_run": str(self._parameters.dry_run), "sent": str(self._sent)}
         values |= {f"refused_{why}": str(n) for why, n in self._follower.refused.items()}
         status.values = [KeyValue(key=key, value=value) for key, value in values.items()]
         self._diagnostics.publish(diagnostic_array(status, now_ns))
+
+    def _findings(self, now_ns: int) -> list[Finding]:
+        findings = []
+        if self._trouble:
+            findings.append((Verdict.ERROR, self._trouble))
+        if isinstance(self._output, TrajectoryOutput) and not self._parameters.dry_run:
+            blindness = self._output.blindness(now_ns)
+            if blindness:
+                findings.append((Verdict.ERROR, blindness))
+        if not self._follower.is_alive(time.monotonic_ns()):
+            findings.append((Verdict.WARN, "no heartbeat of the policy node"))
+        return findings
 
     def _now_ns(self) -> int:
         return self.get_clock().now().nanoseconds

@@ -1,5 +1,6 @@
 """Chunks as controllers want them; one small class an output, and no clock."""
 
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -47,12 +48,30 @@ class TrajectoryOutput:
 
     def __init__(self, parameters: AdapterParameters) -> None:
         self._parameters = parameters
-        self._joints: JointState | None = None
+        self._seen: dict[str, tuple[float, int]] = {}
         self._joint_names: list[str] = []
+        self._owes_stop = False
 
-    def on_joints(self, message: JointState) -> None:
-        """Remember where the joints are."""
-        self._joints = message
+    def on_joints(self, message: JointState, now_ns: int) -> None:
+        """Remember where the joints are; several publishers may tell of some joints each."""
+        for name, position in zip(message.name, message.position, strict=False):
+            if math.isfinite(position):
+                self._seen[name] = (position, now_ns)
+
+    def blindness(self, now_ns: int) -> str:
+        """Why a stop could not be sent now; empty if it could."""
+        missing = [name for name in self._joint_names if not self._is_fresh(name, now_ns)]
+        if not missing and any(self._is_fresh(name, now_ns) for name in self._seen):
+            return ""
+        which = f" of {', '.join(missing)}" if missing else ""
+        owed = "; a stop is owed" if self._owes_stop else ""
+        limit_s = self._parameters.max_joint_age_s
+        return f"no position{which} on joint_states within {limit_s:g} s{owed}"
+
+    def _is_fresh(self, name: str, now_ns: int) -> bool:
+        _, seen_ns = self._seen.get(name, (math.nan, -1))
+        # A clock that was set back makes nothing young again.
+        return 0 <= seen_ns <= now_ns <= seen_ns + self._parameters.max_joint_age_ns
 
     def on_chunk(self, chunk: FollowedChunk) -> JointTrajectory:
         """The rows as waypoints."""
@@ -68,22 +87,24 @@ class TrajectoryOutput:
         speeds = np.gradient(rows, step_s, axis=0) if kept > 1 else np.zeros_like(rows)
         speeds[-1] = 0.0
         self._joint_names = joint_names(chunk.message, columns, self._parameters)
+        self._owes_stop = True
         message = JointTrajectory(joint_names=self._joint_names)
         message.header.stamp = chunk.message.header.stamp
         message.points = [_point(rows[i], speeds[i], (i + 1) * chunk.step_ns) for i in range(kept)]
         return message
 
     def on_tick(self, chunk: FollowedChunk | None, now_ns: int) -> JointTrajectory | None:
-        """Nothing while a chunk is followed; the present joints, once, when none is any more."""
-        names, self._joint_names = self._joint_names, self._joint_names if chunk else []
-        if chunk is not None or not names or self._joints is None:
+        """Nothing while a chunk is followed; the present joints, once, when none is any more.
+
+        A stop needs joints that were just seen: an old pose would pull the arm back. Until there
+        are some it stays owed.
+        """
+        if chunk is not None or not self._owes_stop or self.blindness(now_ns):
             return None
-        places = dict(zip(self._joints.name, self._joints.position, strict=False))
-        if not set(names) <= set(places):
-            return None  # the last waypoint has no velocity: the arm stops there by itself
-        message = JointTrajectory(joint_names=names)
+        self._owes_stop = False
+        message = JointTrajectory(joint_names=self._joint_names)
         message.header.stamp = ns_to_stamp(now_ns)
-        still = np.array([places[name] for name in names])
+        still = np.array([self._seen[name][0] for name in self._joint_names])
         message.points = [_point(still, np.zeros_like(still), self._parameters.stop_ns)]
         return message
 

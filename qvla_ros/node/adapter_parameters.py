@@ -45,6 +45,13 @@ class AdapterParameters:
     stop_s: float = parameter(
         0.1, "Time in which a trajectory is brought to its stop, s.", (0.01, 5.0), read_only=True
     )
+    max_joint_age_s: float = parameter(
+        0.1,
+        "A trajectory is stopped where the joints were seen within this time, s; without them the "
+        "stop stays owed, and /diagnostics says ERROR.",
+        (0.001, 5.0),
+        read_only=True,
+    )
     gripper: bool = parameter(
         True, "Whether to send the gripper's column to gripper/command.", read_only=True
     )
@@ -62,6 +69,11 @@ class AdapterParameters:
     def stop_ns(self) -> int:
         """``stop_s`` in nanoseconds."""
         return round(self.stop_s * SECOND_NS)
+
+    @property
+    def max_joint_age_ns(self) -> int:
+        """``max_joint_age_s`` in nanoseconds."""
+        return round(self.max_joint_age_s * SECOND_NS)
 
     @property
     def heartbeat_timeout_ns(self) -> int:

@@ -40,6 +40,15 @@ def arm(robot) -> Iterator[Served]:
     served.close()
 
 
+def says(robot, text: str, level: bytes) -> bool:
+    """Whether ``/diagnostics`` said so."""
+    return any(
+        text in status.message and level == status.level
+        for array in robot.statuses
+        for status in array.status
+    )
+
+
 def test_without_being_told_it_only_shows_what_it_would_send(robot, arm, adapt: Adapt) -> None:
     adapt(output="joint_trajectory")
     shown, sent = [], []
@@ -82,3 +91,23 @@ def test_chunks_of_the_wrong_kind_are_told_and_not_sent(robot, arm, adapt: Adapt
     )
     assert reached
     assert sent == []
+
+
+def test_a_stop_without_joints_is_an_error_and_is_sent_as_soon_as_they_are_seen(
+    robot, arm, adapt: Adapt
+) -> None:
+    adapt(output="joint_trajectory", dry_run=False, max_joint_age_s=0.5)
+    sent = []
+    robot.create_subscription(JointTrajectory, "joint_trajectory", sent.append, 10)
+    assert robot.until(lambda: len(sent) >= 1, meanwhile=robot.sense)
+    assert robot.tell("stop").success
+    assert robot.until(lambda: says(robot, "no position of row, state on joint_states", b"\x02"))
+    assert robot.until(lambda: says(robot, "a stop is owed", b"\x02"))
+    assert all(len(message.points) > 1 for message in sent)
+    joints = robot.create_publisher(JointState, "joint_states", 10)
+    state = JointState(name=["row", "state"], position=[0.5, 0.75])
+    see = lambda: joints.publish(state)  # noqa: E731
+    assert robot.until(lambda: len(sent[-1].points) == 1, meanwhile=see)
+    assert list(sent[-1].points[0].positions) == [0.5, 0.75]
+    robot.statuses.clear()
+    assert robot.until(lambda: says(robot, "holding", b"\x00"), meanwhile=see)

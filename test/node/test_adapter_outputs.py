@@ -71,9 +71,19 @@ def test_a_trajectory_ends_where_the_chunk_is_no_longer_valid():
     assert len(message.points) == 2
 
 
+def a_moving_trajectory() -> TrajectoryOutput:
+    output = TrajectoryOutput(replace(PARAMETERS, joint_names=("j1", "j2")))
+    output.on_chunk(joint_chunk())
+    return output
+
+
+def see(output: TrajectoryOutput, at_ns: int, **joints: float) -> None:
+    output.on_joints(JointState(name=list(joints), position=list(joints.values())), at_ns)
+
+
 def test_a_stopped_trajectory_holds_the_joints_where_they_are_and_only_once():
     output = TrajectoryOutput(replace(PARAMETERS, joint_names=("j1", "j2")))
-    output.on_joints(JointState(name=["j2", "x", "j1"], position=[2.0, 9.0, 1.0]))
+    see(output, START, j2=2.0, x=9.0, j1=1.0)
     assert output.on_tick(None, START) is None, "nothing was sent, nothing is to be stopped"
     following = joint_chunk()
     output.on_chunk(following)
@@ -82,6 +92,46 @@ def test_a_stopped_trajectory_holds_the_joints_where_they_are_and_only_once():
     assert (stop.joint_names, list(stop.points[0].positions)) == (["j1", "j2"], [1.0, 2.0])
     assert list(stop.points[0].velocities) == [0, 0]
     assert output.on_tick(None, START + 100 * MS) is None
+
+
+def test_a_stop_is_owed_until_the_joints_are_seen():
+    output = a_moving_trajectory()
+    assert output.on_tick(None, START) is None, "they were never seen"
+    see(output, START, j1=1.0)
+    assert output.on_tick(None, START) is None, "one of them is not"
+    assert (
+        output.blindness(START) == "no position of j2 on joint_states within 0.1 s; a stop is owed"
+    )
+    see(output, START + 10 * MS, j2=2.0)
+    assert output.blindness(START + 10 * MS) == ""
+    stop = output.on_tick(None, START + 10 * MS)
+    assert list(stop.points[0].positions) == [1.0, 2.0], "two publishers may tell of them"
+    assert output.on_tick(None, START + 20 * MS) is None
+
+
+def test_a_stop_does_not_pull_the_arm_back_to_where_it_was_seen_long_ago():
+    output = a_moving_trajectory()
+    see(output, START, j1=1.0, j2=2.0)
+    late = START + 101 * MS
+    assert output.on_tick(None, late) is None, "the stream has died in mid-motion"
+    assert output.blindness(late).endswith("a stop is owed")
+    see(output, late + MS, j1=1.5, j2=float("nan"))
+    assert output.on_tick(None, late + MS) is None, "a position that is not finite is none"
+    see(output, late + 2 * MS, j1=1.5, j2=2.5)
+    assert list(output.on_tick(None, late + 2 * MS).points[0].positions) == [1.5, 2.5]
+
+
+def test_joints_seen_before_the_clock_was_set_back_are_not_fresh():
+    output = a_moving_trajectory()
+    see(output, START + 5_000 * MS, j1=1.0, j2=2.0)
+    assert output.on_tick(None, START) is None
+
+
+def test_before_the_first_trajectory_it_is_told_whether_any_joints_are_seen():
+    output = TrajectoryOutput(PARAMETERS)
+    assert output.blindness(START) == "no position on joint_states within 0.1 s"
+    see(output, START, j1=1.0)
+    assert output.blindness(START) == ""
 
 
 def test_a_twist_is_the_change_divided_by_the_step_and_zeros_at_the_end():

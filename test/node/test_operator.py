@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 import pytest
 from node.served_node import FAILURE, SUCCESS, Served
 
+from qvla_ros.sensor_messages import stamp_to_ns
+
 
 @pytest.fixture
 def commanding_targets(robot) -> Iterator[Served]:
@@ -45,12 +47,11 @@ def moves(robot) -> bool:
 
 
 def commanded_at(robot, act: Callable[[], None]) -> int:
-    """How many commands follow an act, without the one that was on its way."""
-    robot.spin(0.02)
-    robot.commands.clear()
+    """How many commands are made by an act or after it."""
+    began_ns = robot.now_ns()
     act()
     robot.spin(0.3)
-    return len(robot.commands)
+    return sum(stamp_to_ns(command.header.stamp) >= began_ns for command in robot.commands)
 
 
 def stays_silent(robot, seconds: float = 0.5) -> bool:
