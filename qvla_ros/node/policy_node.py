@@ -26,7 +26,7 @@ from qvla_ros.node.parameters import NodeParameters
 from qvla_ros.node.session import Session
 from qvla_ros.node.session_settings import NodePolicy
 from qvla_ros.node.verbs import OperatorVerbs
-from qvla_ros.policy.health import LoopState, Verdict
+from qvla_ros.policy.health import Verdict
 from qvla_ros.policy.memory import require_memory
 from qvla_ros.policy.self_test import self_test
 from qvla_ros.sensor_messages import SECOND_NS
@@ -254,31 +254,30 @@ class PolicyNode(LifecycleNode):
     def _state_word(self) -> str:
         if self._session is None:
             return "unconfigured"
+        if self._session.loop.fault_reason is not None:
+            return "faulted"
         if not self._active:
             return "inactive"
         if self._paused:
             return "paused"
-        if self._session.serving:
-            return "serving"
-        return "faulted" if self._session.loop.state is LoopState.FAULTED else "stopped"
+        return "serving" if self._session.serving else "stopped"
 
     def _report(self) -> None:
         now_ns = self._now_ns()
         self._diagnostics.publish(diagnostic_array(self._status(now_ns), now_ns))
 
     def _status(self, now_ns: int) -> DiagnosticStatus:
-        name, state = f"{self.get_fully_qualified_name()}: policy", self._state_word()
-        if state == "unconfigured":
+        name = f"{self.get_fully_qualified_name()}: policy"
+        if self._session is None:
             verdict = Verdict.ERROR if self._trouble else Verdict.WARN
             return idle_status(name, self._trouble or "not configured", verdict)
+        if self._active and not self._paused:
+            return serving_status(name, self._session, now_ns)
+        idle = "paused" if self._active else "configured, not active"
         fault = self._session.loop.fault_reason
-        if state == "inactive" and fault is None:
-            return idle_status(name, "configured, not active", Verdict.OK)
-        if state == "paused":
-            return idle_status(name, "paused", Verdict.OK)
-        if state == "inactive":
-            return idle_status(name, f"not active; faulted: {fault}", Verdict.ERROR)
-        return serving_status(name, self._session, now_ns)
+        if fault is None:
+            return idle_status(name, idle, Verdict.OK)
+        return idle_status(name, f"{idle}; faulted: {fault}", Verdict.ERROR)
 
     def _stop(self, reason: str) -> None:
         if not self._active:

@@ -145,12 +145,36 @@ def test_a_fault_can_be_reset_while_the_node_is_inactive(robot, served) -> None:
     assert robot.until(lambda: robot.heartbeats[-1].state == "faulted")
     assert not robot.heartbeats[-1].serving
     assert served.node.trigger_deactivate() == SUCCESS
+    beats = len(robot.heartbeats)
+    assert robot.until(lambda: len(robot.heartbeats) > beats + 1)
+    assert robot.heartbeats[-1].state == "faulted", "inactive would hide it"
     assert served.node.trigger_activate() == FAILURE
     assert robot.until(lambda: any("not active; faulted" in text for text in robot.status_texts))
     served.policy.poisoned = False
     robot.spin(0.3)
     assert robot.tell("reset").success
     assert served.node.trigger_activate() == SUCCESS
+    assert serves_again(robot)
+
+
+def test_a_fault_is_told_during_a_pause_too(robot, served) -> None:
+    served.policy.poisoned = True
+    served.activate()
+    robot.say("go")
+    assert robot.until(lambda: "faulted" in robot.holds, meanwhile=robot.sense)
+    assert robot.tell("pause").success
+    robot.heartbeats.clear()
+    robot.statuses.clear()
+    assert robot.until(lambda: robot.heartbeats and robot.statuses)
+    assert {beat.state for beat in robot.heartbeats} == {"faulted"}
+    status = robot.statuses[0].status[0]
+    assert (status.level, status.message.startswith("paused; faulted: ")) == (b"\x02", True)
+    assert not robot.tell("resume").success, "a fault must be reset"
+    served.policy.poisoned = False
+    robot.spin(0.3)
+    assert robot.tell("reset").success
+    assert robot.until(lambda: robot.heartbeats[-1].state == "paused")
+    assert robot.tell("resume").success
     assert serves_again(robot)
 
 
