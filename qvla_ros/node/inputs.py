@@ -1,6 +1,8 @@
 """The subscriptions of a configured policy node."""
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -49,17 +51,15 @@ class Inputs:
         self._node, self._session = node, session
         self._closers: list[Callable[[], object]] = []
         self._transforms: TransformSource | None = None
-        for camera, transport in transports(policy, parameters).items():
-            source, topic = camera_source(camera), f"camera/{camera}/image_raw"
-            if transport == "compressed":
-                self._listen(CompressedImage, f"{topic}/compressed", partial(self._on, source))
-            else:
-                self._listen(Image, topic, partial(self._on, source))
-        if uses_joints(session.state_names):
-            self._listen(JointState, "robot/state", partial(self._on, STATE))
-        if uses_pose(session.state_names):
-            self._listen_to_pose(parameters)
-        self._listen(String, "instruction", self._on_instruction, LATCHED)
+        with ExitStack() as undo:  # a subscription left behind would keep session and policy
+            undo.callback(self.close)
+            self._listen_to_cameras(transports(policy, parameters))
+            if uses_joints(session.state_names):
+                self._listen(JointState, "robot/state", partial(self._on, STATE))
+            if uses_pose(session.state_names):
+                self._listen_to_pose(parameters)
+            self._listen(String, "instruction", self._on_instruction, LATCHED)
+            undo.pop_all()
 
     def close(self) -> None:
         """Stop listening; a callback that is due already does nothing."""
@@ -74,6 +74,14 @@ class Inputs:
             if sample is not None:
                 self._session.add(POSE, sample, self._now_ns())
 
+    def _listen_to_cameras(self, transports_by_camera: Mapping[str, str]) -> None:
+        for camera, transport in transports_by_camera.items():
+            source, topic = camera_source(camera), f"camera/{camera}/image_raw"
+            if transport == "compressed":
+                self._listen(CompressedImage, f"{topic}/compressed", partial(self._on, source))
+            else:
+                self._listen(Image, topic, partial(self._on, source))
+
     def _listen_to_pose(self, parameters: NodeParameters) -> None:
         if parameters.pose_source == "topic":
             self._listen(PoseStamped, "robot/pose", self._on_pose)
@@ -85,8 +93,9 @@ class Inputs:
     def _listen(
         self, kind: type, topic: str, callback: Callable, qos: QoSProfile = qos_profile_sensor_data
     ) -> None:
+        # A copy: rclpy writes a topic's overrides into the profile that it is given.
         subscription = self._node.create_subscription(
-            kind, topic, callback, qos, qos_overriding_options=overridable()
+            kind, topic, callback, copy.copy(qos), qos_overriding_options=overridable()
         )
         self._closers.append(partial(self._node.destroy_subscription, subscription))
 

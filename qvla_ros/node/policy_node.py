@@ -10,6 +10,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.duration import Duration
+from rclpy.exceptions import ParameterException
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy
@@ -32,11 +33,18 @@ from qvla_ros.policy.self_test import self_test
 from qvla_ros.sensor_messages import SECOND_NS
 
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
-NEWEST_ONLY = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
+MENDABLE = (QvlaError, ValueError, OSError, RuntimeError, MemoryError, ParameterException)
+"""What a configure may fail of and be tried again: torch raises RuntimeError when memory or a
+kernel is missing, and rclpy one of the last kind for an override of the QoS of a wrong type."""
 LAST_INFERENCE_S = 5.0
 """How long a clean-up waits for an inference under way before it leaves it behind."""
 
 LoadPolicy = Callable[[NodeParameters], NodePolicy]
+
+
+def newest_only() -> QoSProfile:
+    """A profile of its own for each topic: rclpy writes the topic's overrides into it."""
+    return QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
 
 
 class _Logged:
@@ -87,7 +95,7 @@ class PolicyNode(LifecycleNode):
         OperatorVerbs(self)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self._heartbeats = self.create_publisher(
-            Heartbeat, "~/heartbeat", NEWEST_ONLY, qos_overriding_options=overridable()
+            Heartbeat, "~/heartbeat", newest_only(), qos_overriding_options=overridable()
         )
         # A steady clock, so that a paused simulation still reports.
         steady = Clock(clock_type=ClockType.STEADY_TIME)
@@ -110,8 +118,7 @@ class PolicyNode(LifecycleNode):
         with _Logged(self, "configure"):
             try:
                 self._configure(read_parameters(self, NodeParameters))
-            except (QvlaError, ValueError, OSError, RuntimeError, MemoryError) as error:
-                # RuntimeError is what torch raises when memory or a kernel is missing.
+            except MENDABLE as error:
                 self._trouble = f"{type(error).__name__}: {error}"
                 self.get_logger().error(f"not configured: {self._trouble}")
                 self._release()
@@ -215,7 +222,7 @@ class PolicyNode(LifecycleNode):
 
     def _publisher(self, kind: type, topic: str) -> object:
         publisher = self.create_lifecycle_publisher(
-            kind, topic, NEWEST_ONLY, qos_overriding_options=overridable()
+            kind, topic, newest_only(), qos_overriding_options=overridable()
         )
         self._made.append(partial(self.destroy_lifecycle_publisher, publisher))
         return publisher

@@ -31,6 +31,7 @@ class TransformSource:
                 "parameter pose_source is tf, but tf2_ros is not installed: install the ROS "
                 "package tf2_ros_py, or publish robot/pose"
             ) from error
+        self._node = node
         self._parent, self._child = parent, child
         self._errors = tf2_ros.TransformException
         self._buffer = tf2_ros.Buffer(node=node)
@@ -51,5 +52,15 @@ class TransformSource:
         return Sample(stamp_ns, pose_numbers(transform.translation, transform.rotation))
 
     def close(self) -> None:
-        """Stop listening."""
+        """Stop listening, and take back what the buffer has made on the node.
+
+        tf2_ros leaves its service ``tf2_frames`` and its watch for jumps of the clock behind;
+        each configure would add others. Releases differ in whether a buffer has them.
+        """
         self._listener.unregister()
+        service = getattr(self._buffer, "srv", None)
+        if service is not None:
+            self._node.destroy_service(service)
+        watch = getattr(self._buffer, "jump_handle", None)
+        if watch is not None:
+            watch.unregister()

@@ -1,15 +1,18 @@
 """What the node checks before it may serve, and what it takes in."""
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from fake_policy import FakePolicy
 from geometry_msgs.msg import PoseStamped
 from node.served_node import FAILURE, SUCCESS, Served
 from rclpy.parameter import Parameter
-from rclpy.qos import qos_profile_sensor_data
+from rclpy.qos import ReliabilityPolicy, qos_profile_sensor_data
 from sensor_msgs.msg import CompressedImage
 
 from qvla_ros.image_codec import encode_jpeg
@@ -118,6 +121,44 @@ def test_what_contradicts_itself_is_refused(
     served = serve(**parameters)
     assert served.node.trigger_configure() == FAILURE
     assert reason in served.node._trouble
+
+
+@pytest.mark.parametrize(
+    ("parameters", "reason"),
+    [
+        ({"state_names": ["pose.x", "pose.z"], "pose_source": "tf"}, "tf2_ros is not installed"),
+        ({"qos_overrides./instruction.subscription.reliability": "perhaps"}, "perhaps"),
+        ({"qos_overrides./instruction.subscription.depth": "one"}, "depth"),
+    ],
+    ids=["no tf", "no such reliability", "wrong type"],
+)
+def test_a_configure_that_fails_at_an_input_keeps_nothing_of_the_policy(
+    robot, serve: Serve, parameters: dict, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The subscriptions made before kept it, so that each new try needed its memory once more."""
+    monkeypatch.setitem(__import__("sys").modules, "tf2_ros", None)
+    served = serve(**parameters)
+    before = len(list(served.node.subscriptions))
+    served.policy = FakePolicy()
+    policy = weakref.ref(served.policy)
+    assert served.node.trigger_configure() == FAILURE
+    assert reason in served.node._trouble
+    assert len(list(served.node.subscriptions)) == before
+    served.policy = FakePolicy()
+    robot.spin(0.1)  # the executor has seen that they are gone
+    gc.collect()
+    assert policy() is None
+
+
+def test_an_override_of_one_topics_qos_leaves_the_others_alone(serve: Serve) -> None:
+    name = "qos_overrides./camera/primary/image_raw.subscription.reliability"
+    served = serve(**{name: "reliable"})
+    assert served.node.trigger_configure() == SUCCESS
+    chosen = {one.topic_name: one.qos_profile.reliability for one in served.node.subscriptions}
+    assert chosen["/camera/primary/image_raw"] == ReliabilityPolicy.RELIABLE
+    assert chosen["/camera/wrist/image_raw"] == ReliabilityPolicy.BEST_EFFORT
+    assert chosen["/robot/state"] == ReliabilityPolicy.BEST_EFFORT
+    assert qos_profile_sensor_data.reliability == ReliabilityPolicy.BEST_EFFORT
 
 
 def test_cameras_may_come_raw_and_compressed_beside_each_other(robot, serve: Serve) -> None:

@@ -4,12 +4,18 @@ The stand-in's listener takes single transforms from ``/tf`` over DDS; the tree 
 them is not tested here.
 """
 
+import gc
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from geometry_msgs.msg import TransformStamped
-from node.served_node import Served
+from node.served_node import SUCCESS, Served
+from rclpy.clock import JumpThreshold
+from rclpy.duration import Duration
+from rclpy.node import Node
+from std_srvs.srv import Trigger
 
 from qvla_ros.node.conversions import ns_to_stamp
 from qvla_ros.node.transform_source import TransformSource
@@ -20,8 +26,20 @@ class NoTransformError(Exception):
 
 
 class Buffer:
-    def __init__(self, node: object) -> None:
+    """As tf2_ros.Buffer: on a node it makes a service, and watches the node's clock."""
+
+    def __init__(self, node: Node | None) -> None:
         self.known: TransformStamped | None = None
+        if node is None:
+            return
+        self.srv = node.create_service(Trigger, "tf2_frames", lambda asked, told: told)
+        threshold = JumpThreshold(min_forward=None, min_backward=Duration(seconds=-1))
+        self.jump_handle = node.get_clock().create_jump_callback(
+            threshold, post_callback=self.jumped
+        )
+
+    def jumped(self, jump: object) -> None:
+        self.known = None
 
     def lookup_transform(self, parent: str, child: str, time: object) -> TransformStamped:
         if self.known is None:
@@ -93,5 +111,13 @@ def test_proprioception_from_tf_is_in_step_with_the_cameras(
         out_of_step = lambda: served.drops().get("out_of_step_pose", 0) > 3  # noqa: E731
         assert robot.until(out_of_step, meanwhile=robot.sense), "an old transform is not used"
         assert len(served.policy.seen) <= before + 2
+        assert served.node.trigger_deactivate() == SUCCESS
+        buffer = weakref.ref(served.node._inputs._transforms._buffer)
+        services = len(list(served.node.services))
+        assert served.node.trigger_cleanup() == SUCCESS
+        assert len(list(served.node.services)) == services - 1, "tf2_frames is gone"
+        robot.spin(0.1)
+        gc.collect()
+        assert buffer() is None, "each configure would add one"
     finally:
         served.close()
