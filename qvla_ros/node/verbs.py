@@ -4,10 +4,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import TransitionCallbackReturn
 from std_srvs.srv import Trigger
 
 from qvla_ros.errors import ConfigurationError
+
+RCLError = rclpy_implementation.RCLError
+"""What a transition raises that the present state does not have."""
 
 
 class OperatorVerbs:
@@ -34,17 +38,17 @@ class OperatorVerbs:
     def _start(self) -> str:
         node = self._node
         if not node.configured:
-            _require(node.trigger_configure(), "configure")
+            _require(node.trigger_configure, "configure")
         if node.active:
             node.resume()
             return "active"
-        _require(node.trigger_activate(), "activate")
+        _require(node.trigger_activate, "activate")
         return "active"
 
     def _stop(self) -> str:
         if not self._node.active:
             return "not active"
-        _require(self._node.trigger_deactivate(), "deactivate")
+        _require(self._node.trigger_deactivate, "deactivate")
         return "stopped with a hold"
 
     def _pause(self) -> str:
@@ -60,7 +64,11 @@ class OperatorVerbs:
         return "the fault is forgotten"
 
 
-def _require(result: TransitionCallbackReturn, transition: str) -> None:
+def _require(trigger: Callable[[], TransitionCallbackReturn], transition: str) -> None:
+    try:
+        result = trigger()
+    except RCLError as error:  # e.g. of a finalized node, which nothing leads out of
+        raise ConfigurationError(f"{transition} is not possible now: {error}") from error
     if result is not TransitionCallbackReturn.SUCCESS:
         raise ConfigurationError(f"{transition} failed; see /diagnostics and the log")
 

@@ -122,6 +122,19 @@ def test_a_start_that_cannot_be_says_so(robot, served) -> None:
     assert "not configured" in robot.tell("reset").message
 
 
+def test_a_finalized_node_refuses_every_verb_and_lives_on(robot, served) -> None:
+    serve(robot, served)
+    assert served.node.trigger_shutdown() == SUCCESS
+    answer = robot.tell("start")
+    assert (answer.success, "configure is not possible now" in answer.message) == (False, True)
+    assert {verb: robot.tell(verb).success for verb in ("pause", "resume", "reset")} == {
+        "pause": False, "resume": False, "reset": False,
+    }  # fmt: skip
+    assert robot.tell("stop").message == "not active"
+    robot.heartbeats.clear()
+    assert robot.until(lambda: robot.heartbeats and not robot.heartbeats[-1].serving)
+
+
 def test_reset_restores_service_while_an_inference_hangs(robot, served) -> None:
     served.activate()
     robot.say("go")
