@@ -25,7 +25,7 @@ from qvla_ros.node.adapter_parameters import AdapterParameters
 from qvla_ros.node.chunk_follower import ChunkFollower, FollowedChunk
 from qvla_ros.node.declaration import declare_parameters, read_parameters
 from qvla_ros.node.diagnostics import Finding, diagnostic_array, idle_status
-from qvla_ros.node.spinning import run_node
+from qvla_ros.node.spinning import run_node, wait_until_heard
 from qvla_ros.policy.health import Verdict
 
 
@@ -62,8 +62,13 @@ class AdapterNode(Node):
         self.get_logger().info(f"{mode}: {self._parameters.output} on {self._commands.topic_name}")
 
     def close(self, reason: str) -> None:
-        """Send the stop."""
-        self._send(self._output.on_tick(None, self._now_ns()))
+        """Send the stop, as often as its output repeats it, and wait until it has arrived."""
+        now_ns = self._now_ns()
+        while (stop := self._output.on_tick(None, now_ns)) is not None:
+            self._send(stop)
+        wait_until_heard(self._commands)
+        if isinstance(self._output, TrajectoryOutput) and self._output.blindness(now_ns):
+            self.get_logger().error(self._output.blindness(now_ns))
         self.get_logger().info(f"stopped: {reason}")
 
     def _listen(self) -> None:

@@ -9,7 +9,6 @@ from types import TracebackType
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
-from rclpy.duration import Duration
 from rclpy.exceptions import ParameterException
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
@@ -26,6 +25,7 @@ from qvla_ros.node.inputs import Inputs, overridable
 from qvla_ros.node.parameters import NodeParameters
 from qvla_ros.node.session import Session
 from qvla_ros.node.session_settings import NodePolicy
+from qvla_ros.node.spinning import wait_until_heard
 from qvla_ros.node.verbs import OperatorVerbs
 from qvla_ros.policy.health import Verdict
 from qvla_ros.policy.memory import require_memory
@@ -293,8 +293,8 @@ class PolicyNode(LifecycleNode):
         if not self._session.stop(reason):
             self.get_logger().warning("an inference is still under way; its answer is refused")
         self._hold_and_forget()
-        # The publisher may be destroyed next; the hold must have left by then.
-        self._chunks.wait_for_all_acked(Duration(seconds=0.5))
+        # The publishers may be destroyed next; the holds must have left by then.
+        wait_until_heard(*filter(None, (self._command_publisher, self._chunks)))
         self.get_logger().info(f"stopped: {reason}")
 
     def _release(self) -> None:

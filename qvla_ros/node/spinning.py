@@ -5,9 +5,20 @@ from collections.abc import Callable
 from types import FrameType
 
 import rclpy
+from rclpy.duration import Duration
 from rclpy.executors import Executor, SingleThreadedExecutor
 from rclpy.node import Node
+from rclpy.publisher import Publisher
 from rclpy.signals import SignalHandlerOptions
+
+LEAVE_S = 0.5
+"""How long a last message may take on its way before its publisher goes."""
+
+
+def wait_until_heard(*publishers: Publisher) -> None:
+    """Wait until what was published has arrived; a publisher that goes takes it along otherwise."""
+    for publisher in publishers:
+        publisher.wait_for_all_acked(Duration(seconds=LEAVE_S))
 
 
 def new_executor() -> Executor:

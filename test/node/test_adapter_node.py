@@ -5,11 +5,14 @@ from collections.abc import Callable, Iterator
 import pytest
 from geometry_msgs.msg import TwistStamped
 from node.served_node import Served
+from rclpy.duration import Duration
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import JointState
+from std_msgs.msg import Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory
 
 from qvla_ros.node.adapter_node import AdapterNode
+from qvla_ros.node.adapter_outputs import STOP_TICKS
 
 Adapt = Callable[..., AdapterNode]
 
@@ -111,3 +114,33 @@ def test_a_stop_without_joints_is_an_error_and_is_sent_as_soon_as_they_are_seen(
     assert list(sent[-1].points[0].positions) == [0.5, 0.75]
     robot.statuses.clear()
     assert robot.until(lambda: says(robot, "holding", b"\x00"), meanwhile=see)
+
+
+class Recorder:
+    """In the place of a publisher: what was sent, and whether it was waited for."""
+
+    def __init__(self) -> None:
+        self.calls: list[object] = []
+
+    def publish(self, message: object) -> None:
+        self.calls.append(message)
+
+    def wait_for_all_acked(self, timeout: Duration) -> bool:
+        assert 0 < timeout.nanoseconds <= 1e9, "a process must end in time"
+        self.calls.append("waited")
+        return True
+
+
+def test_an_adapter_that_ends_repeats_the_stop_and_waits_until_it_has_arrived(
+    robot, arm, adapt: Adapt
+) -> None:
+    """The process ended at once, and could take its only stop along."""
+    adapter = adapt(output="array", dry_run=False)
+    moved: list[Float64MultiArray] = []
+    robot.create_subscription(Float64MultiArray, "commands", moved.append, 10)
+    assert robot.until(lambda: len(moved) >= 2, meanwhile=robot.sense)
+    adapter._commands = Recorder()
+    adapter.close("SIGTERM")
+    *stops, waited = adapter._commands.calls
+    assert (len(stops), waited) == (STOP_TICKS, "waited")
+    assert {stop.data.tolist()[1] for stop in stops} == {0.25}

@@ -5,7 +5,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from node.served_node import FAILURE, SUCCESS, Served
+from rclpy.duration import Duration
 from rclpy.parameter import Parameter
+from rclpy.publisher import Publisher
 from sensor_msgs.msg import Image
 
 from qvla_ros.errors import CheckpointError
@@ -218,6 +220,26 @@ def test_where_it_is_wanted_the_due_actions_are_commanded_and_a_hold_is_last(
     assert set(rows) <= set(range(8))
     assert commanding.node.trigger_deactivate() == SUCCESS
     assert robot.until(lambda: list(robot.commands[-1].position) == [0, 0, 100])
+
+
+def test_the_last_command_is_waited_for_before_its_publisher_goes(
+    robot, commanding: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commanding.activate()
+    robot.say("go")
+    assert robot.until(lambda: robot.commands != [], meanwhile=robot.sense)
+    waited: list[object] = []
+    heard = Publisher.wait_for_all_acked
+
+    def wait(publisher: Publisher, timeout: Duration) -> bool:
+        waited.append(publisher)
+        return heard(publisher, timeout)
+
+    monkeypatch.setattr(Publisher, "wait_for_all_acked", wait)
+    node = commanding.node
+    publishers = {node._command_publisher, node._chunks}
+    node.close("SIGTERM")
+    assert publishers <= set(waited)
 
 
 def test_every_transition_can_be_repeated(served: Served) -> None:
