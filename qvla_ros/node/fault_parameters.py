@@ -44,7 +44,7 @@ class FaultParameters:
     )
     bad_size: float = parameter(0.0, "Share that is cut in the middle.", SHARE, read_only=True)
     not_finite: float = parameter(
-        0.0, "Share of the states with a NaN or an infinity.", SHARE, read_only=True
+        0.0, "Share of the states and poses with a NaN or an infinity.", SHARE, read_only=True
     )
     stamp_jump: float = parameter(
         0.0,

@@ -8,15 +8,23 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from geometry_msgs.msg import PoseStamped
+from sensor_msgs.msg import CompressedImage, Image, JointState
+
 from qvla_ros.node.conversions import ns_to_stamp
 from qvla_ros.node.fault_parameters import FaultParameters
 from qvla_ros.sensor_messages import SECOND_NS, stamp_to_ns
 
 UNKNOWN = "16UC1"
+NOT_FINITE = (float("nan"), float("inf"), float("-inf"))
+IMAGES = (Image, CompressedImage)
 
 
 class FaultPlan:
     """Messages in, the same or others out, now or later; everything done to them is counted.
+
+    Messages are spoilt as their kind can be: images, joint states, poses and the clock. Others, and
+    a state without positions, come late, twice or not at all, but with what they said.
 
     Args:
         parameters: What to do, and how often.
@@ -71,19 +79,31 @@ class FaultPlan:
         parameters = self._parameters
         if hasattr(message, "clock"):
             return self._jumped_clock(message)
-        if self._happens("stamp_jump", parameters.stamp_jump):
+        if hasattr(message, "header") and self._happens("stamp_jump", parameters.stamp_jump):
             message = self._jumped_stamp(message)
-        if self._happens("bad_encoding", parameters.bad_encoding):
-            return with_bad_encoding(message)
-        if self._happens("bad_size", parameters.bad_size):
-            return with_bad_size(message)
-        if hasattr(message, "position") and self._happens("not_finite", parameters.not_finite):
-            message = copy.copy(message)
-            values = list(message.position)
-            values[self._random.randrange(len(values))] = self._random.choice(
-                [float("nan"), float("inf"), float("-inf")]
-            )
-            message.position = values
+        is_state = isinstance(message, JointState) and len(message.position) > 0
+        if is_state or isinstance(message, IMAGES):
+            if self._happens("bad_encoding", parameters.bad_encoding):
+                return with_bad_encoding(message)
+            if self._happens("bad_size", parameters.bad_size):
+                return with_bad_size(message)
+        if is_state and self._happens("not_finite", parameters.not_finite):
+            return self._not_finite_state(message)
+        if isinstance(message, PoseStamped) and self._happens("not_finite", parameters.not_finite):
+            return self._not_finite_pose(message)
+        return message
+
+    def _not_finite_state(self, message: JointState) -> JointState:
+        message = copy.copy(message)
+        values = list(message.position)
+        values[self._random.randrange(len(values))] = self._random.choice(NOT_FINITE)
+        message.position = values
+        return message
+
+    def _not_finite_pose(self, message: PoseStamped) -> PoseStamped:
+        message = copy.deepcopy(message)
+        part = self._random.choice([message.pose.position, message.pose.orientation])
+        setattr(part, self._random.choice("xyz"), self._random.choice(NOT_FINITE))
         return message
 
     def _jumped_stamp(self, message: Any) -> Any:
@@ -116,22 +136,22 @@ class FaultPlan:
         return True
 
 
-def with_bad_encoding(message: Any) -> Any:
+def with_bad_encoding(message: Image | CompressedImage | JointState) -> Any:
     """A copy that says something unknown about itself."""
     message = copy.copy(message)
-    if hasattr(message, "encoding"):
+    if isinstance(message, Image):
         message.encoding = UNKNOWN
-    elif hasattr(message, "format"):
+    elif isinstance(message, CompressedImage):
         message.format, message.data = f"{UNKNOWN}; compressedDepth", b"\x00" * 16
     else:
         message.name = [f"not_{name}" for name in message.name]
     return message
 
 
-def with_bad_size(message: Any) -> Any:
+def with_bad_size(message: Image | CompressedImage | JointState) -> Any:
     """A copy that is cut in the middle."""
     message = copy.copy(message)
-    if hasattr(message, "position"):
+    if isinstance(message, JointState):
         message.position = list(message.position)[: len(message.position) // 2]
     else:
         message.data = bytes(message.data[: len(message.data) // 2])

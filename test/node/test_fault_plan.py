@@ -6,9 +6,12 @@ from dataclasses import fields
 from typing import Any
 
 import pytest
+from diagnostic_msgs.msg import DiagnosticStatus
+from geometry_msgs.msg import PoseStamped
 from rclpy.parameter import Parameter
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image, JointState
+from std_msgs.msg import String
 
 from qvla_ros.errors import ConfigurationError
 from qvla_ros.node.conversions import ns_to_stamp
@@ -92,6 +95,43 @@ def test_a_spoilt_image_cannot_be_decoded(fault, message):
     with pytest.raises((ConfigurationError, ValueError)):
         image_to_rgb(bad)
     assert image_to_rgb(IMAGE).shape == (2, 2, 3)
+
+
+def is_finite(message: PoseStamped) -> bool:
+    place, turn = message.pose.position, message.pose.orientation
+    return all(map(math.isfinite, (place.x, place.y, place.z, turn.x, turn.y, turn.z, turn.w)))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_spoilt_pose_is_not_finite_and_the_original_is_left_alone(seed):
+    """It was passed on unspoilt, and other faults ended the injector."""
+    pose = PoseStamped()
+    pose.pose.orientation.w = 1.0
+    plan, (bad,) = after(FaultParameters(seed=seed, not_finite=1.0), pose)
+    assert plan.counts == {"not_finite": 1}
+    assert (is_finite(bad), is_finite(pose)) == (False, True)
+
+
+@pytest.mark.parametrize("fault", ["bad_encoding", "bad_size", "not_finite"])
+@pytest.mark.parametrize(
+    "message",
+    [JointState(), JointState(name=["x"], velocity=[1.0]), String(data="go"), DiagnosticStatus()],
+    ids=["no joints", "no positions", "instruction", "a name that is no list"],
+)
+def test_what_cannot_have_a_fault_passes_unspoilt_and_uncounted(fault, message):
+    plan, (out,) = after(FaultParameters(**{fault: 1.0}), message)
+    assert (out, plan.counts) == (message, {})
+
+
+@pytest.mark.parametrize("fault", ["bad_encoding", "bad_size"])
+def test_a_pose_has_neither_an_encoding_nor_a_size(fault):
+    plan, (out,) = after(FaultParameters(**{fault: 1.0}), PoseStamped())
+    assert (out, plan.counts) == (PoseStamped(), {})
+
+
+def test_what_has_no_stamp_cannot_jump():
+    plan, (out,) = after(FaultParameters(stamp_jump=1.0), String(data="go"))
+    assert (out.data, plan.counts) == ("go", {})
 
 
 def test_a_stamp_jumps_before_or_after():

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from fake_policy import FakePolicy
 from node.served_node import Served
+from node.simulation import Simulation
 from rclpy.parameter import Parameter
 
 from demo.node_evidence.chunk_guard import ChunkGuard
@@ -102,3 +103,25 @@ def test_in_a_pause_of_the_sensors_the_last_chunk_ends_and_after_it_a_new_one_co
     assert robot.until(missed, 30, meanwhile=robot.sense)
     before = len(robot.chunks)
     assert robot.until(lambda: len(robot.chunks) > before, 30, meanwhile=robot.sense)
+
+
+def test_a_clock_that_jumps_revokes_the_chunks_and_service_goes_on(robot) -> None:
+    served = Served(robot, remaps={"/clock": "/faulty/clock"}, use_sim_time=True)
+    faults = {"topics": ["clock:rosgraph_msgs/msg/Clock"], "stamp_jump": 0.03, "seed": 1}
+    injector = FaultInjector([Parameter(name, value=value) for name, value in faults.items()])
+    robot.executor_of_all.add_node(injector)
+    simulation = Simulation(robot)
+    robot.now_ns = lambda: simulation.now_ns - 50_000_000  # the clock comes later than the sensors
+    try:
+        served.activate()
+        robot.say("go")
+        assert robot.until(lambda: robot.chunks != [], 30, meanwhile=simulation.step)
+        jumped = lambda: "clock_jumped_back" in robot.holds  # noqa: E731
+        assert robot.until(jumped, 30, meanwhile=simulation.step)
+        assert injector._plan.counts["stamp_jump"] >= 1
+        assert served.drops()["clock_jumped_back"] >= 1
+        before = len(robot.chunks)
+        assert robot.until(lambda: len(robot.chunks) > before, 30, meanwhile=simulation.step)
+    finally:
+        injector.destroy_node()
+        served.close()
