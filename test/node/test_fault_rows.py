@@ -43,6 +43,15 @@ class Erring(FakePolicy):
         return super().infer(observation)
 
 
+class NotFinite(FakePolicy):
+    """Answers with a NaN, the golden question too."""
+
+    def infer(self, observation: Observation) -> Inference:
+        inference = super().infer(observation)
+        inference.chunk.actions[3, 1] = np.nan
+        return inference
+
+
 @pytest.fixture
 def serve(robot) -> Iterator[Serve]:
     """Make a node with other parameters; it is closed with the test."""
@@ -89,9 +98,56 @@ def test_a_checkpoint_that_cannot_be_read_leaves_the_node_unconfigured_until_it_
 
 def test_a_self_test_that_is_not_finite_is_refused(robot, serve: Serve) -> None:
     served = serve()
+    served.policy = NotFinite()
+    assert served.node.trigger_configure() == FAILURE
+    wanted = "self-test failed: the answer holds a value that is not finite"
+    assert robot.until(lambda: says(robot, wanted, b"\x02"))
+
+
+def test_a_golden_answer_that_is_not_finite_is_refused(robot, serve: Serve) -> None:
+    served = serve()
     served.policy.golden_actions = np.full((8, 3), np.nan, np.float32)
     assert served.node.trigger_configure() == FAILURE
-    assert robot.until(lambda: says(robot, "self-test failed", b"\x02"))
+    assert robot.until(lambda: says(robot, "self-test failed: the answer to the golden", b"\x02"))
+
+
+def test_an_observation_that_grew_old_behind_an_inference_is_not_begun(
+    robot, serve: Serve
+) -> None:
+    served = serve(request_period_s=0.001)
+    served.policy.gate.clear()
+    served.activate()
+    robot.say("go")
+    assert robot.until(lambda: served.policy.seen != [], meanwhile=robot.sense)
+    robot.sense()
+    robot.spin(0.4)
+    loop = served.node._session.loop
+    assert "stale_observation" not in loop.health(robot.now_ns()).drops, "it was fresh on arrival"
+    served.policy.gate.set()
+    stale = lambda: loop.health(robot.now_ns()).drops.get("stale_observation", 0)  # noqa: E731
+    assert robot.until(lambda: stale() == 1)
+    assert len(served.policy.seen) == 1
+
+
+def test_an_observation_that_grew_old_before_it_was_complete_is_not_put_together(
+    robot, serve: Serve
+) -> None:
+    """It waits for a wrist image as new as the first camera's; until that comes it is too old."""
+    served = serve(sync_wait_s=10.0, max_skew_s=1.0)
+    served.activate()
+    robot.say("go")
+    cameras, sync = robot.cameras, served.node._session.sync
+    for _ in range(3):  # single best-effort messages may be lost
+        for name, age_s, wait_s in (
+            ("wrist", 0.03, 0.0),
+            ("primary", 0.0, 0.4),
+            ("wrist", 0, 0.2),
+        ):
+            robot.cameras = {name: cameras[name]}
+            robot.sense(age_s)
+            robot.spin(wait_s)
+    assert sync.drops.get("stale_observation", 0) >= 1
+    assert (robot.messages, served.policy.seen) == ([], [])
 
 
 def test_stamps_from_the_future_are_not_used(robot, serve: Serve) -> None:
@@ -235,11 +291,13 @@ def test_when_the_node_is_killed_the_adapter_stops_the_robot_at_the_chunks_end(r
             moved = lambda: any(twist.twist.linear.x for _, twist in twists)  # noqa: E731
             assert robot.until(moved, meanwhile=robot.sense)
             node.kill()
+            robot.spin(0.2)  # what is under way
+            told = len(robot.messages)
             robot.spin(1.0)
+        assert (len(robot.messages), robot.holds) == (told, []), "the node could not tell of it"
         ends_ns = stamp_to_ns(robot.chunks[-1].valid_until)
         moving = [at_ns for at_ns, twist in twists if twist.twist.linear.x]
         assert twists[-1][1].twist.linear.x == 0
         assert max(moving) < ends_ns + 200 * MS, "the last message may be under way for a moment"
-        assert "SIGKILL" not in robot.holds
     finally:
         adapter.destroy_node()
