@@ -1,5 +1,6 @@
 """The launch file, the installed executable and a real packed checkpoint, over real DDS."""
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -108,6 +110,34 @@ def told(robot, text: str) -> bool:
 def end(process: subprocess.Popen, number: signal.Signals = signal.SIGINT) -> int:
     process.send_signal(number)
     return process.wait(timeout=30)
+
+
+def children_of(process: subprocess.Popen) -> list[int]:
+    """The processes that it has started."""
+    threads = Path(f"/proc/{process.pid}/task").iterdir()
+    return [int(word) for one in threads for word in (one / "children").read_text().split()]
+
+
+def exit_status_of(adopted: int, timeout_s: float = 30) -> int:
+    """How an adopted process ends."""
+    last = time.monotonic() + timeout_s
+    while time.monotonic() < last:
+        ended, status = os.waitpid(adopted, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.05)
+    raise TimeoutError(f"process {adopted} goes on")
+
+
+@contextmanager
+def adopting_orphans() -> Iterator[None]:
+    """Processes whose parent dies become this one's, which then learns how they end."""
+    set_child_subreaper, libc = 36, ctypes.CDLL(None)
+    assert libc.prctl(set_child_subreaper, 1, 0, 0, 0) == 0
+    try:
+        yield
+    finally:
+        libc.prctl(set_child_subreaper, 0, 0, 0, 0)
 
 
 def ros2(wanted: str, *words: str) -> str:
@@ -214,8 +244,11 @@ def test_a_launched_node_does_not_answer_stale_observations(
     assert robot.messages == []
     assert robot.until(lambda: robot.chunks != [], timeout_s=60, meanwhile=libero.sense)
     # launch dies of the signal and would leave the node behind: it must not go on by itself.
-    end(process, signal.SIGTERM)
-    assert robot.until(lambda: robot.messages[-1].hold_reason == "SIGTERM")
+    with adopting_orphans():
+        (node,) = children_of(process)
+        assert end(process, signal.SIGTERM) == -signal.SIGTERM
+        assert robot.until(lambda: robot.messages[-1].hold_reason == "SIGTERM")
+        assert exit_status_of(node) == 0, "it has ended cleanly"
 
 
 def test_a_corrupt_checkpoint_leaves_a_launched_node_unconfigured_with_the_reason(
@@ -263,6 +296,18 @@ def test_the_other_launch_files_can_be_read_and_tell_their_arguments() -> None:
         source = AnyLaunchDescriptionSource(str(ROOT / "launch" / f"{name}.launch.py"))
         description = source.get_launch_description(LaunchContext())
         assert argument in {one.name for one in description.get_launch_arguments()}
+
+
+def test_the_documentation_names_every_executable_and_every_launch_file() -> None:
+    text = (ROOT / "docs" / "ros-interface.md").read_text()
+    installed = (ROOT / "CMakeLists.txt").read_text().split("install(PROGRAMS")[1].split(")")[0]
+    programs = [word.removeprefix("scripts/") for word in installed.split() if "scripts/" in word]
+    assert len(programs) >= 4
+    introduction = text.split("```")[0]
+    assert [name for name in programs if f"`{name}`" not in introduction] == []
+    table = text.split("| launch file |")[1].split("\n\n")[0]
+    files = [path.name for path in (ROOT / "launch").glob("*.launch.py")]
+    assert [name for name in files if f"| `{name}` |" not in table] == []
 
 
 def test_a_launched_adapter_reads_its_section_and_is_dry(robot, tmp_path: Path) -> None:
