@@ -19,15 +19,16 @@ from launch_ros.event_handlers import OnStateTransition
 
 HERE = Path(__file__).resolve().parent
 CONFIG = HERE.parent / "config" / "libero.yaml"
+NOT_FOR_THE_ROBOT = ("/robot/action", "/robot/command")
 
 
 def generate_launch_description() -> LaunchDescription:
     """Player, policy and adapter."""
     common = {"params_file": LaunchConfiguration("params_file"), "use_sim_time": "true"}
     policy = {**common, "checkpoint": LaunchConfiguration("checkpoint")}
-    # The recorded actions and commands stay at home.
+    # The recorded actions and commands reach nobody. (Humble cannot leave topics out.)
     play = ["ros2", "bag", "play", LaunchConfiguration("bag"), "--clock", "100", "--delay", "2"]
-    play += ["--exclude-topics", "/robot/action", "/robot/command"]
+    play += ["--remap", *(f"{topic}:=/recorded{topic}" for topic in NOT_FOR_THE_ROBOT)]
     player = OnStateTransition(
         goal_state="active",
         entities=[ExecuteProcess(cmd=play, output="screen")],

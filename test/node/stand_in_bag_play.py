@@ -1,4 +1,4 @@
-"""Stands in for ``ros2 bag play BAG --clock HZ --delay S --exclude-topics T...``, not in the wheels.
+"""Stands in for ``ros2 bag play BAG --clock HZ --delay S --remap FROM:=TO...``, not in the wheels.
 
 It publishes the messages as they were recorded, and ``/clock`` in the bag's time.
 """
@@ -29,15 +29,20 @@ def main(words: list[str]) -> None:
     parser.add_argument("bag", type=Path)
     parser.add_argument("--clock", type=float, required=True)
     parser.add_argument("--delay", type=float, required=True)
-    parser.add_argument("--exclude-topics", nargs="+", default=[])
+    parser.add_argument("--remap", nargs="+", default=[])
     if words[:2] != ["bag", "play"]:
         raise SystemExit(f"only bag play is stood in for, not {words}")
     options = parser.parse_args(words[2:])
+    other_names = dict(rule.split(":=") for rule in options.remap)
     with AnyReader([options.bag]) as reader:
         messages = [
-            (recorded_ns, connection.topic, KINDS[connection.msgtype], bytes(data))
+            (
+                recorded_ns,
+                other_names.get(connection.topic, connection.topic),
+                KINDS[connection.msgtype],
+                bytes(data),
+            )
             for connection, recorded_ns, data in reader.messages()
-            if connection.topic not in options.exclude_topics
         ]
     rclpy.init()
     node = rclpy.create_node("rosbag2_player")
