@@ -1,5 +1,6 @@
 """Launch the Triton kernels that multiply. The sizes of their tiles are here, and nowhere else."""
 
+import os
 from dataclasses import dataclass
 from functools import cache
 
@@ -73,9 +74,9 @@ def launch(x: Tokens, y: torch.Tensor, operand: LinearOperand) -> None:
     """Write the product into ``y [tokens, stored rows]``, of which only rows are contiguous.
 
     Raises:
-        ValueError: bfloat16 on a CPU: Triton's interpreter multiplies it wrongly without a word.
+        ValueError: bfloat16 in Triton's interpreter, which multiplies it wrongly without a word.
     """
-    if x.values.dtype == torch.bfloat16 and x.values.device.type == "cpu":
+    if x.values.dtype == torch.bfloat16 and _is_interpreted(x.values.device):
         raise ValueError("Triton's interpreter cannot multiply bfloat16; use float16 or float32")
     from qvla_ros.kernels.triton_kernels import multiply_floats, multiply_integers
 
@@ -101,6 +102,10 @@ def launch(x: Tokens, y: torch.Tensor, operand: LinearOperand) -> None:
         x.values, x.rounded, x.scale, x.sums, y, *weights, *sizes, GROUPED=grouped,
         BLOCK_ROWS=chosen.rows, BLOCK_TOKENS=chosen.tokens, num_warps=chosen.warps,
     )  # fmt: skip
+
+
+def _is_interpreted(device: torch.device) -> bool:
+    return device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @cache

@@ -33,7 +33,7 @@ def test_a_dry_run_goes_through_every_part(tmp_path, capsys) -> None:
 
 def test_nothing_is_measured_if_a_kernel_is_wrong(monkeypatch) -> None:
     monkeypatch.setattr(gpu_bench, "_checks", lambda _: [Check("x", float("nan")), Check("y", 0)])
-    bench = bench_gpu(Plan.of("cpu", tiny=True, minutes=1), lambda _: None)
+    bench = bench_gpu(Plan.of("cpu", tiny=True, minutes=60), lambda _: None)
     assert bench.faults == ["WRONG: x: relative error nan"]
     assert not bench.networks
     assert not bench.products
@@ -45,7 +45,7 @@ def test_a_part_that_fails_is_a_fault_and_the_rest_goes_on(monkeypatch) -> None:
 
     monkeypatch.setattr(gpu_bench, "_checks", lambda _: [])
     monkeypatch.setattr(gpu_bench, "bench_networks", fail)
-    bench = bench_gpu(Plan.of("cpu", tiny=True, minutes=1), lambda _: None)
+    bench = bench_gpu(Plan.of("cpu", tiny=True, minutes=60), lambda _: None)
     assert bench.faults == [f"{n} images: OutOfMemoryError: too small" for n in (2, 1)]
     assert bench.products
 
@@ -108,7 +108,7 @@ def test_a_kernel_of_ours_that_fails_is_a_fault_and_an_absent_library_is_none(mo
 
     monkeypatch.setattr(gpu_bench, "_checks", lambda _: [])
     monkeypatch.setattr(gpu_bench.ProductBench, "measure", measure)
-    plan = Plan.of("cpu", tiny=True, minutes=1)
+    plan = Plan.of("cpu", tiny=True, minutes=60)
     assert bench_gpu(plan, lambda _: None).faults == [
         f"64x256, {count} tokens, A8: OutOfResources: shared memory" for count in (1, 20)
     ]
@@ -123,7 +123,7 @@ def test_kernels_that_cannot_even_be_checked_are_a_fault(monkeypatch) -> None:
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr(gpu_bench, "_checks", fail)
-    bench = bench_gpu(Plan.of("cpu", tiny=True, minutes=1), lambda _: None)
+    bench = bench_gpu(Plan.of("cpu", tiny=True, minutes=60), lambda _: None)
     assert bench.faults == ["the kernels cannot be checked: RuntimeError: no compiler"]
     assert not bench.products
 
