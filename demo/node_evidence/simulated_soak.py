@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sensor_msgs.msg import Image, JointState
 
-from demo.node_evidence.chunk_guard import ChunkGuard
+from demo.node_evidence.chunk_guard import REFUSALS, ChunkGuard
 from demo.node_evidence.stand_in_policy import HangingPolicy, write_limits
 from qvla_ros.msg import ActionChunk
 from qvla_ros.node.conversions import ns_to_stamp
@@ -51,6 +51,7 @@ class SoakResult:
     Attributes:
         faults: Injected faults by kind.
         unsafe: Chunks sent and actions due that were unsafe, by kind.
+        refused: Chunks that the node did not send because of what they say, by reason.
         chunks: Chunks sent.
         holds: Holds sent.
         simulated_s: Simulated time.
@@ -59,6 +60,7 @@ class SoakResult:
 
     faults: dict[str, int]
     unsafe: dict[str, int]
+    refused: dict[str, int]
     chunks: int
     holds: int
     simulated_s: float
@@ -70,25 +72,26 @@ class SoakResult:
         return sum(self.faults.values())
 
 
-def soak(fault_count: int, seed: int = 0) -> SoakResult:
-    """Inject at least ``fault_count`` faults."""
+def soak(fault_count: int, strategy: str = "latest_only", seed: int = 0) -> SoakResult:
+    """Inject at least ``fault_count`` faults into a node of that ``chunk_strategy``."""
     quiet = logging.getLogger("qvla_ros")
     before, quiet.level = quiet.level, logging.CRITICAL
     try:
         with tempfile.TemporaryDirectory() as folder:
-            return _Soak(Path(folder), seed).run(fault_count)
+            return _Soak(Path(folder), strategy, seed).run(fault_count)
     finally:
         quiet.level = before
 
 
 class _Soak:
-    def __init__(self, folder: Path, seed: int) -> None:
+    def __init__(self, folder: Path, strategy: str, seed: int) -> None:
         self.now_ns = START_NS
         self._random = random.Random(seed)
         self._plan = FaultPlan(FAULTS)
-        self._policy = HangingPolicy(spoil=0.2, seed=seed, spend=self._spend)
+        self._policy = HangingPolicy(0.2, restless=0.2, seed=seed, spend=self._spend)
         parameters = NodeParameters(
             limits_file=str(write_limits(folder)),
+            chunk_strategy=strategy,
             reset_cooldown_s=0.0,
             request_period_s=0.05,
             gripper_name="gripper",
@@ -115,9 +118,11 @@ class _Soak:
                 settled_bytes = process_memory().get("process_resident", 0)
         self._session.stop("end", 5.0)
         faults = self._plan.counts + self._policy.counts + self._counts
+        drops = self._session.scheduler.status(self.now_ns).drops
         return SoakResult(
             faults=dict(faults),
             unsafe=dict(self._guard.unsafe),
+            refused={why: drops.get(why, 0) for why in REFUSALS},
             chunks=self._guard.chunks,
             holds=self._guard.holds,
             simulated_s=self._passed_ns / 1e9,

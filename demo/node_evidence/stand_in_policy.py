@@ -16,8 +16,12 @@ from qvla_ros.observation import Observation
 from qvla_ros.policy.inference import Inference
 
 ACTION_NAMES = ("dx", "dy", "dz", "drx", "dry", "drz", "gripper")
+WAYS = ("nan", "infinity", "beyond_limits", "error", "slow", "crash")
+"""How an answer can be spoilt."""
+SPOILT = "spoilt stand-in"
+"""Name of the checkpoint of the node whose policy fails as it can without ending the service."""
 LIMITS_YAML = "limits:\n" + "".join(
-    f"  {name}: {{lower: -1.0, upper: 1.0, max_step: 2.0}}\n" for name in ACTION_NAMES
+    f"  {name}: {{lower: -1.0, upper: 1.0, max_step: 0.2}}\n" for name in ACTION_NAMES
 )
 
 
@@ -26,13 +30,18 @@ class StandInPolicy:
     """Answers at once with small actions, or spoils the answer.
 
     Attributes:
-        spoil: Share of the answers that are spoilt, evenly in all ways.
+        spoil: Share of the answers that are spoilt.
+        ways: In which they are, evenly.
+        restless: Share of the answers that want to be elsewhere in ``dy`` at once: each is within
+            the limits, but the step from one to the other often is not.
         seed: Of the random choices.
         spend: Called with the nanoseconds that an inference takes.
         counts: Spoilt answers by kind.
     """
 
     spoil: float = 0.0
+    ways: tuple[str, ...] = WAYS
+    restless: float = 0.0
     seed: int = 0
     spend: Callable[[int], None] = lambda _: None
     model_id: str = "stand-in"
@@ -48,6 +57,7 @@ class StandInPolicy:
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)
+        self._place = 0.25
         self.hanging = threading.Event()
         self.release = threading.Event()
 
@@ -57,6 +67,9 @@ class StandInPolicy:
         actions = np.full((self.horizon, len(self.action_names)), 0.25, np.float32)
         actions[:, 0] = np.clip(observation.state[0], -1, 1)
         is_question = observation.stamp_ns != 0  # not the self-test's
+        if is_question and self._random.random() < self.restless:
+            self._place = self._random.uniform(-1, 1)
+        actions[:, 1] = self._place
         if is_question and self._random.random() < self.spoil:
             self._spoil(actions)
         chunk = ActionChunk(observation.stamp_ns, self.period_ns, actions)
@@ -73,7 +86,7 @@ class StandInPolicy:
 
     def _spoil(self, actions: np.ndarray) -> None:
         place = self._random.randrange(actions.shape[0]), self._random.randrange(actions.shape[1])
-        kind = self._random.choice(("nan", "infinity", "beyond_limits", "error", "slow", "crash"))
+        kind = self._random.choice(self.ways)
         if kind == "crash" and self._random.random() < 0.9:
             kind = "error"  # each crash latches a fault: a few are enough
         self.counts[f"policy_{kind}"] += 1
@@ -100,8 +113,11 @@ class HangingPolicy(StandInPolicy):
 
 
 def load_stand_in(parameters: NodeParameters) -> StandInPolicy:
-    """As the node loads a checkpoint; what the parameters name is not looked at."""
-    return StandInPolicy()
+    """As the node loads a checkpoint, by its name alone."""
+    if parameters.checkpoint != SPOILT:
+        return StandInPolicy()
+    ways = tuple(way for way in WAYS if way != "crash")  # that is for an operator to reset
+    return StandInPolicy(0.2, ways, restless=0.2, spend=lambda passed: time.sleep(passed / 1e9))
 
 
 def write_limits(folder: Path) -> Path:

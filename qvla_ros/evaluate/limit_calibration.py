@@ -164,6 +164,9 @@ def calibrate_limits(
 ) -> CalibratedLimits:
     """Limits that all chunks of all recordings keep, and their false-positive rate.
 
+    The greatest step is looked for within chunks, and from the first row of one to that of the
+    next: a chunk of one action has no other.
+
     Args:
         recordings: One a bag, ``float32 [chunks, horizon, action_dim]`` in robot units.
         names: Of the action dimensions.
@@ -203,7 +206,7 @@ def _held_out(recordings: Sequence[np.ndarray], names: Sequence[str], margin: fl
 
 def _margin_needed(others: Sequence[np.ndarray], chunks: np.ndarray) -> float:
     """The least margin with which limits of ``others`` let all of ``chunks`` through."""
-    seen, wanted = _Extremes.of(np.concatenate(others)), _Extremes.of(chunks)
+    seen, wanted = _Extremes.of(others), _Extremes.of([chunks])
     span = np.maximum(seen.upper - seen.lower, LEAST_SPAN)
     step = np.maximum(seen.step, LEAST_SPAN)
     beyond = (
@@ -223,13 +226,18 @@ class _Extremes:
     step: np.ndarray
 
     @classmethod
-    def of(cls, values: np.ndarray) -> "_Extremes":
-        steps = np.abs(np.diff(values, axis=1)).max(axis=(0, 1), initial=0.0)
+    def of(cls, recordings: Sequence[np.ndarray]) -> "_Extremes":
+        values = np.concatenate(recordings)
+        within = np.abs(np.diff(values, axis=1)).max(axis=(0, 1), initial=0.0)
+        between = [
+            np.abs(np.diff(one[:, 0], axis=0)).max(axis=0, initial=0.0) for one in recordings
+        ]
+        steps = np.max([within, *between], axis=0)
         return cls(values.min(axis=(0, 1)), values.max(axis=(0, 1)), steps)
 
 
 def _limits(recordings: Sequence[np.ndarray], names: Sequence[str], margin: float) -> ActionLimits:
-    seen = _Extremes.of(np.concatenate(recordings))
+    seen = _Extremes.of(recordings)
     extra = margin * np.maximum(seen.upper - seen.lower, LEAST_SPAN)
     max_step = seen.step + margin * np.maximum(seen.step, LEAST_SPAN)
     lower, upper = seen.lower - extra, seen.upper + extra

@@ -13,8 +13,8 @@ from qvla_ros.errors import CalibrationError
 from qvla_ros.evaluate.bag_layout import BagLayout
 from qvla_ros.evaluate.bag_reader import BagMessage, read_bag
 from qvla_ros.evaluate.episode import Episode, read_episode
-from qvla_ros.policy.chunk_scheduler import ChunkScheduler
-from qvla_ros.policy.chunk_strategy import ChunkStrategy, LatestOnly
+from qvla_ros.policy.chunk_plan import clamped, make_plan
+from qvla_ros.policy.chunk_strategy import Accepted, ChunkStrategy, LatestOnly, action_index
 from qvla_ros.policy.frame_sync import SyncSettings
 from qvla_ros.policy.inference import ServedPolicy
 from qvla_ros.policy.schedule import SchedulerSettings
@@ -48,6 +48,7 @@ class Planner:
 
     Attributes:
         settings: Of its scheduler: the time to live and, where chunks are clamped, the limits.
+            Where they are refused the limits change nothing: a chunk that was sent was not.
         strategy: What it makes of overlapping chunks.
     """
 
@@ -69,21 +70,34 @@ class Planner:
         settings = SchedulerSettings(ttl_ns or horizon_ns, max_observation_age_ns=horizon_ns)
         return cls(settings, strategy or LatestOnly())
 
+    @property
+    def looks_back(self) -> bool:
+        """Whether what is sent depends on the chunks before it."""
+        return self.strategy.depth > 1 or self.settings.clamp
+
     def plan(
-        self, before: Sequence[tuple[ActionChunk, int]], chunk: ActionChunk, now_ns: int
+        self,
+        before: Sequence[tuple[ActionChunk, int]],
+        followed: ActionChunk | None,
+        chunk: ActionChunk,
+        now_ns: int,
     ) -> np.ndarray | None:
         """What is published of a chunk, ``float32 [horizon, action_dim]``; ``None`` if nothing.
 
         Args:
             before: The episode's chunks before it, each with the time at which it was taken.
+            followed: What was published of the last of them.
             chunk: As the policy says it.
             now_ns: When it was taken.
         """
-        scheduler = ChunkScheduler(self.settings, self.strategy)
-        for earlier, at_ns in before[-self.strategy.depth :]:
-            scheduler.accept(earlier, at_ns)
-        planned = scheduler.accept(chunk, now_ns).planned
-        return None if planned is None else planned.actions
+        if now_ns >= self.settings.valid_until_ns(chunk):
+            return None
+        said = [*before, (chunk, now_ns)][-self.strategy.depth :]
+        mixed = [Accepted(clamped(one, self.settings)[0], at_ns) for one, at_ns in said]
+        row = None
+        if followed is not None and now_ns < self.settings.valid_until_ns(followed):
+            row = followed.actions[action_index(followed, now_ns)]
+        return make_plan(mixed, self.strategy, self.settings, row).chunk.actions
 
 
 def check_parity(
@@ -138,6 +152,7 @@ class _Replay:
         self._by_key = _index(episode)
         self._episode_id, self._next_seq, self._is_whole = -1, 0, True
         self._before: list[tuple[ActionChunk, int]] = []
+        self._followed: ActionChunk | None = None
 
     def look(self, published: BagMessage) -> None:
         """Compare a chunk with what the replay makes of its inputs, or take note of a hold."""
@@ -154,23 +169,25 @@ class _Replay:
 
     def _begin(self, episode_id: int, seq: int) -> None:
         self._episode_id, self._next_seq, self._is_whole = episode_id, seq, True
-        self._before = []
+        self._before, self._followed = [], None
 
     def _compare(self, published: BagMessage) -> None:
         message = published.message
         taken_ns = stamp_to_ns(message.accepted_stamp)
         found = []
+        sent = _sent(message, published.stamp_ns, self._policy.period_ns)
         for index in self._by_key.get((published.stamp_ns, message.instruction), []):
             said = self._policy.infer(self._episode.observations[index]).chunk
-            planned = self._planner.plan(self._before, said, taken_ns)
-            found.append((_difference(planned, message), said))
+            planned = self._planner.plan(self._before, self._followed, said, taken_ns)
+            found.append((_difference(planned, sent), said))
+        self._followed = sent
         if not found:
             self.unmatched += 1
             self._is_whole = False
             return
         difference, said = min(found, key=lambda one: one[0])
         self._before.append((said, taken_ns))
-        if self._is_whole or self._planner.strategy.depth == 1:
+        if self._is_whole or not self._planner.looks_back:
             self.differences.append(difference)
         else:
             self.unknown += 1
@@ -188,8 +205,15 @@ def _index(episode: Episode) -> dict[tuple[int, str], list[int]]:
     return found
 
 
-def _difference(planned: np.ndarray | None, message: Any) -> float:
-    shape = (message.horizon, message.dim)
-    if planned is None or planned.shape != shape or message.data.size != planned.size:
+def _sent(message: Any, stamp_ns: int, period_ns: int) -> ActionChunk | None:
+    """The chunk in a message; ``None`` if its numbers are not as many as it says."""
+    if message.data.size != message.horizon * message.dim:
+        return None
+    rows = np.asarray(message.data, np.float32).reshape(message.horizon, message.dim)
+    return ActionChunk(stamp_ns, period_ns, rows)
+
+
+def _difference(planned: np.ndarray | None, sent: ActionChunk | None) -> float:
+    if planned is None or sent is None or planned.shape != sent.actions.shape:
         return float("inf")
-    return float(np.abs(planned - message.data.reshape(shape)).max())
+    return float(np.abs(planned - sent.actions).max())

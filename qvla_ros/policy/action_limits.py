@@ -21,7 +21,8 @@ class ActionLimits:
         names: Name of each dimension.
         lower: Least value.
         upper: Greatest value.
-        max_step: Greatest change from one row of a chunk to the next.
+        max_step: Greatest change from one row that is followed to the next, within a chunk and
+            where one chunk takes over from another.
     """
 
     names: tuple[str, ...]
@@ -31,7 +32,7 @@ class ActionLimits:
 
     def violation(self, actions: np.ndarray) -> str | None:
         """The first dimension of ``actions [horizon, action_dim]`` out of its limits, in words."""
-        steps = np.abs(np.diff(actions, axis=0))
+        steps = np.abs(np.diff(actions, axis=0)) - self._rounding()
         for column, name in enumerate(self.names):
             values = actions[:, column]
             worst = values[
@@ -46,6 +47,10 @@ class ActionLimits:
             if step > self.max_step[column]:
                 return f"{name} changes by {step:.4g} in one step, its limit is {self.max_step[column]:.4g}"
         return None
+
+    def _rounding(self) -> np.ndarray:
+        """How far a difference of two rows may be off, because they are float32."""
+        return 2 * np.finfo(np.float32).eps * np.maximum(np.abs(self.lower), np.abs(self.upper))
 
     def clamp(self, actions: np.ndarray) -> tuple[np.ndarray, int]:
         """``actions [horizon, action_dim]`` forced into the limits, and how many values changed.

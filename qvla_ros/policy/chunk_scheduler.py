@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from qvla_ros.action_chunk import ActionChunk
+from qvla_ros.policy.chunk_plan import clamped, make_plan
 from qvla_ros.policy.chunk_strategy import Accepted, ChunkStrategy, LatestOnly, action_index
 from qvla_ros.policy.reasons import DropReason, HoldReason
 from qvla_ros.policy.schedule import (
@@ -38,6 +39,7 @@ class ChunkScheduler:
         self._strategy: ChunkStrategy = strategy or LatestOnly()
         self._lock = threading.Lock()
         self._chunks: deque[Accepted] = deque(maxlen=self._strategy.depth)
+        self._plan: ActionChunk | None = None  # the newest of them, as it is followed
         self._tally = _Tally()
         self._epoch = 0
         self._hold_reason: str = HoldReason.NO_CHUNK.value
@@ -51,7 +53,7 @@ class ChunkScheduler:
 
     def valid_until_ns(self, chunk: ActionChunk) -> int:
         """First instant at which ``chunk`` may no longer be executed, nanoseconds."""
-        return min(chunk.observed_at_ns + self.settings.ttl_ns, chunk.ends_at_ns)
+        return self.settings.valid_until_ns(chunk)
 
     def admit(self, stamp_ns: int, now_ns: int, epoch: int | None = None) -> DropReason | None:
         """Whether inference on an observation of ``stamp_ns`` may begin at ``now_ns``.
@@ -82,12 +84,8 @@ class ChunkScheduler:
             self._forget_after_clock_jump(now_ns)
             self._note_deadline_miss(now_ns)
             reason = self._refusal_of_chunk(chunk, now_ns, epoch)
-            violation = "" if reason is not None else self._violation(chunk)
-            if violation:
-                reason = DropReason.OUT_OF_LIMITS
             if reason is not None:
-                self._tally.drops[reason.value] += 1
-                return Acceptance(reason, violation=violation)
+                return self._refuse(reason)
             return self._take_over(chunk, now_ns)
 
     def action_at(self, now_ns: int) -> ScheduledAction | Hold:
@@ -125,7 +123,7 @@ class ChunkScheduler:
             )
 
     def _current(self) -> ActionChunk | None:
-        return self._chunks[-1].chunk if self._chunks else None
+        return self._plan
 
     def _refusal_of_observation(
         self, stamp_ns: int, now_ns: int, epoch: int | None
@@ -154,38 +152,26 @@ class ChunkScheduler:
             return DropReason.NOT_NEWER
         return None
 
-    def _violation(self, chunk: ActionChunk) -> str:
-        limits = self.settings.limits
-        if limits is None or self.settings.clamp:
-            return ""
-        return limits.violation(chunk.actions) or ""
+    def _refuse(self, reason: DropReason, violation: str = "") -> Acceptance:
+        self._tally.drops[reason.value] += 1
+        return Acceptance(reason, violation=violation)
 
     def _take_over(self, chunk: ActionChunk, now_ns: int) -> Acceptance:
-        before, clipped = self._due(now_ns), 0
-        if self.settings.limits is not None and self.settings.clamp:
-            actions, clipped = self.settings.limits.clamp(chunk.actions)
-            chunk = ActionChunk(chunk.observed_at_ns, chunk.period_ns, actions)
-        self._chunks.append(Accepted(chunk, now_ns))
+        before = self._due(now_ns)
+        followed = before.action if isinstance(before, ScheduledAction) else None
+        said, clipped = clamped(chunk, self.settings)
+        accepted = Accepted(said, now_ns)
+        mixed = [*self._chunks, accepted][-self._strategy.depth :]
+        plan = make_plan(mixed, self._strategy, self.settings, followed)
+        if plan.violation:
+            return self._refuse(DropReason.OUT_OF_LIMITS, plan.violation)
+        self._chunks.append(accepted)
+        self._plan = plan.chunk
         self._tally.chunks += 1
         self._miss_noted = False
-        jump = None
-        if isinstance(before, ScheduledAction):
-            jump = np.abs(self._strategy.action(self._valid(now_ns), now_ns) - before.action)
-        return Acceptance(None, self._planned(chunk), action_index(chunk, now_ns), jump, clipped)
-
-    def _planned(self, chunk: ActionChunk) -> ActionChunk:
-        """The newest chunk as the strategy will execute it."""
-        if self._strategy.depth == 1:
-            return chunk
-        actions = chunk.actions.copy()
-        for row in range(chunk.horizon):
-            due_ns = chunk.observed_at_ns + row * chunk.period_ns
-            if due_ns < self.valid_until_ns(chunk):
-                actions[row] = self._strategy.action(self._valid(due_ns), due_ns)
-        return ActionChunk(chunk.observed_at_ns, chunk.period_ns, actions)
-
-    def _valid(self, now_ns: int) -> list[Accepted]:
-        return [one for one in self._chunks if now_ns < self.valid_until_ns(one.chunk)]
+        first = plan.first_index
+        jump = None if followed is None else np.abs(plan.chunk.actions[first] - followed)
+        return Acceptance(None, plan.chunk, first, jump, clipped + plan.clipped_count)
 
     def _due(self, now_ns: int) -> ScheduledAction | Hold:
         current = self._current()
@@ -197,9 +183,10 @@ class ChunkScheduler:
             return Hold(HoldReason.EXHAUSTED.value)
         if now_ns >= self.valid_until_ns(current):
             return Hold(HoldReason.EXPIRED.value)
+        index = action_index(current, now_ns)
         return ScheduledAction(
-            action=self._strategy.action(self._valid(now_ns), now_ns),
-            index=action_index(current, now_ns),
+            action=current.actions[index],
+            index=index,
             age_ns=now_ns - current.observed_at_ns,
             chunk=current,
         )
@@ -224,6 +211,7 @@ class ChunkScheduler:
 
     def _flush(self, reason: str) -> None:
         self._chunks.clear()
+        self._plan = None
         self._epoch += 1
         self._tally.flushes[reason] += 1
         self._hold_reason = reason

@@ -19,7 +19,8 @@ class SchedulerSettings:
         ttl_ns: A chunk may be executed until its observation is this old.
         max_observation_age_ns: An older observation is not given to the policy.
         future_tolerance_ns: How far a stamp may lie after the clock, for clocks slightly apart.
-        limits: What actions may be; ``None`` for any finite value.
+        limits: What actions may be; ``None`` for any finite value. They are kept by what is
+            planned, and its step also from what is followed to the first action of a new plan.
         clamp: Force a chunk into ``limits`` instead of refusing the whole of it.
     """
 
@@ -33,6 +34,10 @@ class SchedulerSettings:
         if self.ttl_ns <= 0 or self.max_observation_age_ns <= 0 or self.future_tolerance_ns < 0:
             raise ValueError(f"the scheduler's limits must be positive: {self}")
 
+    def valid_until_ns(self, chunk: ActionChunk) -> int:
+        """First instant at which ``chunk`` may no longer be executed, nanoseconds."""
+        return min(chunk.observed_at_ns + self.ttl_ns, chunk.ends_at_ns)
+
 
 @dataclass(frozen=True, slots=True)
 class ScheduledAction:
@@ -42,7 +47,7 @@ class ScheduledAction:
         action: ``float32 [action_dim]``, robot units.
         index: Its place in ``chunk``.
         age_ns: Time since the observation behind it was sensed.
-        chunk: The newest chunk, which the action comes from.
+        chunk: The newest chunk as it was planned, which the action comes from.
     """
 
     action: np.ndarray
@@ -64,8 +69,8 @@ class Acceptance:
 
     Attributes:
         dropped: Why it was refused, ``None`` if it is now the current one.
-        planned: What is to be executed if nothing newer comes: the chunk, clamped, and blended
-            with those before it where the strategy does so. ``None`` if it was refused.
+        planned: What is to be executed if nothing newer comes: the chunk, mixed with those before
+            it where the strategy does so, and clamped. ``None`` if it was refused.
         first_index: The first action still due; those before it were the stale prefix.
         seam_jump: ``float32 [action_dim]``, absolute change of the action due now from the chunk
             before; ``None`` if there was no valid one before, or the chunk was refused.

@@ -123,9 +123,10 @@ def test_an_action_that_is_not_finite_limits_nothing():
         calibrate_limits([chunks([0, np.nan])], ["dx"], 0.1)
 
 
-def test_chunks_of_one_action_have_limits_of_their_values_alone():
-    found = calibrate_limits([chunks([0], [2]), chunks([1], [2])], ["dx"], margin=0.0)
-    assert (found.limits.lower[0], found.limits.upper[0], found.limits.max_step[0]) == (0, 2, 0)
+def test_the_step_of_chunks_of_one_action_is_that_from_one_chunk_to_the_next():
+    recordings = [chunks([0], [2]), chunks([1], [2])]
+    found = calibrate_limits(recordings, ["dx"], margin=0.0)
+    assert (found.limits.lower[0], found.limits.upper[0], found.limits.max_step[0]) == (0, 2, 2)
     assert found.limits.violation(np.array([[1.5]], np.float32)) is None
     assert found.heldout is not None
     assert found.heldout.trips.named(["dx"]) == {"dx.lower": 1}

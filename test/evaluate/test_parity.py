@@ -17,8 +17,10 @@ from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from qvla_ros.errors import CalibrationError
 from qvla_ros.evaluate.episode import read_episode
 from qvla_ros.evaluate.parity import CHUNK_TYPE, Parity, Planner, check_parity
+from qvla_ros.policy.action_limits import ActionLimits
 from qvla_ros.policy.chunk_scheduler import ChunkScheduler
-from qvla_ros.policy.chunk_strategy import Blend, ChunkStrategy, Ensemble
+from qvla_ros.policy.chunk_strategy import Blend, Ensemble, LatestOnly
+from qvla_ros.policy.schedule import SchedulerSettings
 
 TOPIC = "/policy/action_chunk"
 LATENCY_NS = 30_000_000
@@ -124,10 +126,9 @@ def test_holds_are_no_chunks_and_a_bag_of_holds_alone_is_refused(recording):
         check_parity(FakePolicy(), recording.bag.close(), LAYOUT, TOPIC)
 
 
-def said_through(strategy: ChunkStrategy, path: Path) -> list[np.ndarray]:
-    """What a node with this strategy publishes; the task of the last two steps is a new episode."""
-    planner = Planner.of(FakePolicy(), strategy)
-    scheduler = ChunkScheduler(planner.settings, strategy)
+def said_through(planner: Planner, path: Path) -> list[np.ndarray]:
+    """What a node of this kind publishes; the task of the last two steps is a new episode."""
+    scheduler = ChunkScheduler(planner.settings, planner.strategy)
     published = []
     for step, seen in enumerate(read_episode(path, LAYOUT).observations):
         if step == 4:
@@ -145,13 +146,13 @@ def said_through(strategy: ChunkStrategy, path: Path) -> list[np.ndarray]:
     ids=["blend", "ensemble"],
 )
 def test_chunks_that_were_made_of_several_are_made_again(recording, tmp_path, strategy):
-    published = said_through(strategy, usable_bag(tmp_path / "other", 6).close())
+    planner = Planner.of(FakePolicy(), strategy)
+    published = said_through(planner, usable_bag(tmp_path / "other", 6).close())
     for step, actions in enumerate(published):
         stamp_ns = START_NS + step * PERIOD_NS
         recording.seq = 0 if step == 4 else recording.seq  # stopped and started
         recording.publish(stamp_ns, actions, episode_id=1 if step < 4 else 2)
     path = recording.bag.close()
-    planner = Planner.of(FakePolicy(), strategy)
     parity = check_parity(FakePolicy(), path, LAYOUT, TOPIC, planner=planner)
     assert parity == Parity(
         chunks=6, unmatched=0, unknown=0, mismatches=0, greatest_difference=0.0
@@ -161,12 +162,33 @@ def test_chunks_that_were_made_of_several_are_made_again(recording, tmp_path, st
 
 def test_what_was_mixed_with_a_chunk_that_is_not_in_the_bag_is_not_judged(recording, tmp_path):
     strategy = Ensemble(ALL_COLUMNS, 8, 0.5)
-    published = said_through(strategy, usable_bag(tmp_path / "other", 6).close())
+    planner = Planner.of(FakePolicy(), strategy)
+    published = said_through(planner, usable_bag(tmp_path / "other", 6).close())
     for step in (0, 1, 3):
         recording.seq = step
         recording.publish(START_NS + step * PERIOD_NS, published[step])
     path = recording.bag.close()
-    planner = Planner.of(FakePolicy(), strategy)
     parity = check_parity(FakePolicy(), path, LAYOUT, TOPIC, planner=planner)
     assert (parity.chunks, parity.unknown, parity.mismatches) == (3, 1, 0)
     assert check_parity(FakePolicy(), path, LAYOUT, TOPIC).unknown == 0
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [LatestOnly(), Blend(ALL_COLUMNS, 120_000_000), Ensemble(ALL_COLUMNS, 8, 0.5)],
+    ids=["latest_only", "blend", "ensemble"],
+)
+def test_what_was_clamped_from_the_chunk_before_is_clamped_so_again(recording, tmp_path, strategy):
+    low, high, step = (np.array(one, np.float32) for one in ([-9] * 3, [300] * 3, [0.3, 300, 300]))
+    limits = ActionLimits(("row", "state", "grip"), low, high, step)
+    horizon_ns = 8 * FakePolicy().period_ns
+    planner = Planner(
+        SchedulerSettings(horizon_ns, horizon_ns, limits=limits, clamp=True), strategy
+    )
+    published = said_through(planner, usable_bag(tmp_path / "other", 6).close())
+    for step, actions in enumerate(published[:4]):
+        recording.publish(START_NS + step * PERIOD_NS, actions)
+    path = recording.bag.close()
+    parity = check_parity(FakePolicy(), path, LAYOUT, TOPIC, planner=planner)
+    assert (parity.chunks, parity.unknown, parity.mismatches) == (4, 0, 0)
+    assert check_parity(FakePolicy(), path, LAYOUT, TOPIC).mismatches == 4
