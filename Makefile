@@ -36,7 +36,7 @@ evidence-7b:     ## everything claimed of 7B models; 45 minutes, 24 GB, 60 GB of
 evidence-runtime: ## everything claimed of kernels and loading, measured anew; a quarter of an hour
 	@$(ENV) python -m demo.evidence_runtime $(EVIDENCE_ARGS)
 
-evidence-node:   ## everything claimed of the node, measured anew; at most 25 minutes
+evidence-node:   ## everything claimed of the node, measured anew; at most half an hour
 	@$(ENV) python -m demo.node_evidence --out evidence/node.json $(EVIDENCE_ARGS)
 
 closed-loop:     ## success in LIBERO: float, packed, through ROS 2 (after make demo; installs it)

@@ -1,17 +1,17 @@
 """The real policy node behind the real fault injector, each a process, over DDS."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 
-from demo.node_evidence.chunk_guard import ChunkGuard
+from demo.node_evidence.chunk_guard import REFUSALS, ChunkGuard
 from demo.node_evidence.processes import resident_bytes, running, use_private_domain
 from demo.node_evidence.sensor_node import SensorNode
-from demo.node_evidence.stand_in_policy import ACTION_NAMES, write_limits
+from demo.node_evidence.soak_result import SoakResult
+from demo.node_evidence.stand_in_policy import ACTION_NAMES, SPOILT, write_limits
 from qvla_ros.policy.action_limits import read_limits
 
 RATE_HZ = 100.0
@@ -33,38 +33,21 @@ FAULTS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class DdsSoakResult:
-    """What came of it.
+def soak_over_dds(duration_s: float, strategy: str) -> SoakResult:
+    """Send frames through the injector for a while and look at every chunk.
 
-    Attributes:
-        faults: Faults that the injector counted, by kind.
-        unsafe: Unsafe chunks by kind.
-        chunks: Chunks received.
-        memory_growth_bytes: The policy node's resident memory at the end, less that after the
-            first fifth.
+    Args:
+        duration_s: How long.
+        strategy: The node's ``chunk_strategy``.
     """
-
-    faults: dict[str, int]
-    unsafe: dict[str, int]
-    chunks: int
-    memory_growth_bytes: int
-
-    @property
-    def fault_count(self) -> int:
-        """All faults."""
-        return sum(self.faults.values())
-
-
-def soak_over_dds(duration_s: float) -> DdsSoakResult:
-    """Send frames through the injector for a while and look at every chunk."""
     use_private_domain()
     with TemporaryDirectory() as folder:
         limits = write_limits(Path(folder))
         guard = ChunkGuard(read_limits(limits, ACTION_NAMES), TTL_NS)
         parameters = {
-            "checkpoint": "stand-in",
+            "checkpoint": SPOILT,
             "limits_file": limits,
+            "chunk_strategy": strategy,
             "request_period_s": 0.05,
             "failure_limit": 1000,
         }
@@ -76,25 +59,29 @@ def soak_over_dds(duration_s: float) -> DdsSoakResult:
             return _soak(duration_s, guard, lambda: resident_bytes(node))
 
 
-def _soak(duration_s: float, guard: ChunkGuard, resident: Callable[[], int]) -> DdsSoakResult:
+def _soak(duration_s: float, guard: ChunkGuard, resident: Callable[[], int]) -> SoakResult:
     rclpy.init()
     sensors = SensorNode(16, 16, guard.look)
-    counts: dict[str, int] = {}
+    faults: dict[str, int] = {}
+    refused = dict.fromkeys(REFUSALS, 0)
 
     def on_diagnostics(message: DiagnosticArray) -> None:
         for status in message.status:
+            told = {value.key: value.value for value in status.values}
             if status.name.endswith(": faults"):
-                counts.update({value.key: int(value.value) for value in status.values})
+                faults.update({kind: int(count) for kind, count in told.items()})
+            for reason in REFUSALS:
+                refused[reason] = int(told.get(f"drops_{reason}", refused[reason]))
 
     sensors.create_subscription(DiagnosticArray, "/diagnostics", on_diagnostics, 10)
     try:
-        sensors.wait_until_active()
+        sensors.start_the_policy_node()
         sensors.say("go")
         sensors.send_at(RATE_HZ, duration_s / 5)
         settled = resident()
         sensors.send_at(RATE_HZ, duration_s * 4 / 5)
-        sensors.spin_until(lambda: False, 1.5)  # the injector's last counts
+        sensors.spin_until(lambda: False, 1.5)  # the last counts
         growth = resident() - settled
     finally:
         sensors.close()
-    return DdsSoakResult(counts, dict(guard.unsafe), guard.chunks, growth)
+    return SoakResult(faults, dict(guard.unsafe), refused, guard.chunks, duration_s, growth)

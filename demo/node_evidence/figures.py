@@ -7,7 +7,13 @@ OVERHEAD_LIMIT_MS = 2.0
 GROWTH_LIMIT_MB = 8.0
 LEAST_FAULTS = 100_000
 ANSWERED_SHARE = 0.99
-SOAKS = ("simulated", "over_dds")
+LEAST_CHUNKS = {"simulated": 2000, "over_dds": 150}
+"""For each soak, how many chunks each strategy has to send: less says nothing of their safety."""
+SOAKS = tuple(LEAST_CHUNKS)
+JUDGED_SHARE = 0.95
+"""Of the live chunks of each strategy that the replay must be able to judge."""
+LEAST_SAMPLES = 500
+LEAST_ROWS = 20
 
 
 def merged(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -59,16 +65,50 @@ def broken_promises(found: Mapping[str, Any]) -> list[str]:
         "colcon_tests_failed": ("colcon test failed", lambda n: n > 0),
     }
     broken = [text for key, (text, wrong) in checks.items() if key in found and wrong(found[key])]
-    if (
-        found.get("faults_injected", LEAST_FAULTS)
-        < found.get("share_of_the_work", 1) * LEAST_FAULTS
-    ):
-        broken.append(f"fewer than {LEAST_FAULTS:,} faults were injected")
-    if found.get("lifecycle_cycles", 0) < found.get("lifecycle_cycles_asked", 0):
-        broken.append("a lifecycle cycle failed")
-    if found.get("overhead_chunks", 0) < ANSWERED_SHARE * found.get("overhead_frames", 0):
-        broken.append(f"fewer than {ANSWERED_SHARE:.0%} of the frames were answered")
-    return broken
+    return broken + _too_little(found)
+
+
+def _too_little(found: Mapping[str, Any]) -> list[str]:
+    """Where so little was measured that nothing bad could have been seen."""
+    share = found.get("share_of_the_work", 1)
+    least = {
+        "faults_injected": (share * LEAST_FAULTS, "faults were injected"),
+        "lifecycle_cycles": (found.get("lifecycle_cycles_asked", 0), "lifecycle cycles succeeded"),
+        "overhead_chunks": (
+            ANSWERED_SHARE * found.get("overhead_frames", 0),
+            f"frames were answered, which is {ANSWERED_SHARE:.0%}",
+        ),
+        "clean_samples": (share * LEAST_SAMPLES, "samples of clean recordings were served"),
+        "fault_table_rows": (LEAST_ROWS, "rows of the fault table were found"),
+    }
+    texts = [
+        f"fewer than {count:,.0f} {what}: {found[key]}"
+        for key, (count, what) in least.items()
+        if key in found and found[key] < count
+    ]
+    for name in SOAKS:
+        if name in found:
+            texts += _too_little_of_a_soak(name, found[name], share)
+    chunks = found.get("parity_chunks_by_strategy", {})
+    for strategy, judged in found.get("parity_judged_by_strategy", {}).items():
+        if judged < max(1, JUDGED_SHARE * chunks[strategy]):
+            texts.append(f"the replay judged {judged} of {chunks[strategy]} chunks of {strategy}")
+    return texts
+
+
+def _too_little_of_a_soak(name: str, soak: Mapping[str, Any], share: float) -> list[str]:
+    least = share * LEAST_CHUNKS[name]
+    texts = [
+        f"{name}, {strategy}: fewer than {least:,.0f} chunks were looked at: {count}"
+        for strategy, count in soak["chunks_by_strategy"].items()
+        if count < least
+    ]
+    return texts + [
+        f"{name}, {strategy}: no chunk was {reason}, so that refusing one was not tried"
+        for strategy, refused in soak["refused_by_strategy"].items()
+        for reason, count in refused.items()
+        if count == 0
+    ]
 
 
 def table_text(found: Mapping[str, Any]) -> str:

@@ -75,7 +75,7 @@ def measure_overhead(duration_s: float) -> Overhead:
         rclpy.init()
         sensors = SensorNode(WIDTH, HEIGHT, lambda chunk: arrived.append((time.time_ns(), chunk)))
         try:
-            sensors.wait_until_active()
+            sensors.start_the_policy_node()
             sensors.say("go")
             sensors.send_at(RATE_HZ, SETTLE_S)
             sensors.spin_until(lambda: False, 0.2)

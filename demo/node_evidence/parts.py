@@ -49,32 +49,24 @@ def overhead(checkpoint: Path, share: float) -> dict[str, object]:
 
 
 def simulated(checkpoint: Path, share: float) -> dict[str, object]:
-    """Faults on simulated time."""
+    """Faults on simulated time, by strategy."""
     from demo.node_evidence.simulated_soak import soak
+    from demo.node_evidence.soak_result import soaks_to_json
+    from qvla_ros.node.parameters import STRATEGIES
 
-    result = soak(round(SIMULATED_FAULTS * share))
-    return {
-        "faults": result.faults,
-        "simulated_s": round(result.simulated_s),
-        "chunks": result.chunks,
-        "unsafe": result.unsafe,
-        "memory_growth_mb": result.memory_growth_bytes / 1e6,
-    }
+    count = round(SIMULATED_FAULTS * share / len(STRATEGIES))
+    return soaks_to_json({strategy: soak(count, strategy) for strategy in STRATEGIES})
 
 
 def over_dds(checkpoint: Path, share: float) -> dict[str, object]:
-    """Faults over DDS in real time."""
+    """Faults over DDS in real time, by strategy."""
     from demo.node_evidence.dds_soak import RATE_HZ, soak_over_dds
+    from demo.node_evidence.soak_result import soaks_to_json
+    from qvla_ros.node.parameters import STRATEGIES
 
-    result = soak_over_dds(SOAK_S * share)
-    return {
-        "faults": result.faults,
-        "frames_per_s": RATE_HZ,
-        "seconds": round(SOAK_S * share),
-        "chunks": result.chunks,
-        "unsafe": result.unsafe,
-        "memory_growth_mb": result.memory_growth_bytes / 1e6,
-    }
+    duration_s = SOAK_S * share / len(STRATEGIES)
+    soaks = {strategy: soak_over_dds(duration_s, strategy) for strategy in STRATEGIES}
+    return soaks_to_json(soaks) | {"frames_per_s": RATE_HZ}
 
 
 def lifecycle(checkpoint: Path, share: float) -> dict[str, object]:
@@ -106,6 +98,9 @@ def parity(checkpoint: Path, share: float) -> dict[str, object]:
         "parity_unknown": sum(one.unknown for one in strategies),
         "parity_greatest_difference": max(one.greatest_difference for one in strategies),
         "parity_chunks_by_strategy": {name: one.chunks for name, one in live.parity.items()},
+        "parity_judged_by_strategy": {
+            name: one.chunks - one.unmatched - one.unknown for name, one in live.parity.items()
+        },
         "false_positive_rate": {
             "actions": live.limits["false_positive_rate"],
             "inputs": {why: live.drops.get(why, 0) / live.samples for why in INPUT_LIMITS},

@@ -16,6 +16,7 @@ from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
+from qvla_ros.errors import ConfigurationError
 from qvla_ros.msg import ActionChunk
 from qvla_ros.sensor_messages import SECOND_NS
 
@@ -92,12 +93,18 @@ class SensorNode(Node):
             while (left := due - time.monotonic()) > 0:
                 self._executor.spin_once(timeout_sec=left)
 
-    def wait_until_active(self, timeout_s: float = 60.0) -> bool:
-        """Start the policy node by its service, and wait until it is active."""
-        if not self.call(Trigger, "policy/start", Trigger.Request(), timeout_s).success:
-            return False
-        answer = self.call(GetState, "policy/get_state", GetState.Request(), timeout_s)
-        return answer.current_state.id == State.PRIMARY_STATE_ACTIVE
+    def start_the_policy_node(self, timeout_s: float = 60.0) -> None:
+        """Start it by its service, and wait until it is active.
+
+        Raises:
+            ConfigurationError: It refused, and why: there would be nothing to measure.
+        """
+        answer = self.call(Trigger, "policy/start", Trigger.Request(), timeout_s)
+        if not answer.success:
+            raise ConfigurationError(f"the policy node does not start: {answer.message}")
+        state = self.call(GetState, "policy/get_state", GetState.Request(), timeout_s)
+        if state.current_state.id != State.PRIMARY_STATE_ACTIVE:
+            raise ConfigurationError(f"the policy node is {state.current_state.label}, not active")
 
     def call(self, kind: type, name: str, request: Any, timeout_s: float) -> Any:
         """Call a service; ``TimeoutError`` if there is no answer in time."""

@@ -4,12 +4,12 @@ import logging
 import random
 import tempfile
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 
 from sensor_msgs.msg import Image, JointState
 
 from demo.node_evidence.chunk_guard import REFUSALS, ChunkGuard
+from demo.node_evidence.soak_result import SoakResult
 from demo.node_evidence.stand_in_policy import HangingPolicy, write_limits
 from qvla_ros.msg import ActionChunk
 from qvla_ros.node.conversions import ns_to_stamp
@@ -42,34 +42,6 @@ FAULTS = FaultParameters(
     stamp_jump=0.05,
 )
 PIXELS = bytes(16 * 16 * 3)
-
-
-@dataclass(frozen=True, slots=True)
-class SoakResult:
-    """What came of a soak.
-
-    Attributes:
-        faults: Injected faults by kind.
-        unsafe: Chunks sent and actions due that were unsafe, by kind.
-        refused: Chunks that the node did not send because of what they say, by reason.
-        chunks: Chunks sent.
-        holds: Holds sent.
-        simulated_s: Simulated time.
-        memory_growth_bytes: Resident memory at the end, less that after a fifth of the faults.
-    """
-
-    faults: dict[str, int]
-    unsafe: dict[str, int]
-    refused: dict[str, int]
-    chunks: int
-    holds: int
-    simulated_s: float
-    memory_growth_bytes: int
-
-    @property
-    def fault_count(self) -> int:
-        """All faults."""
-        return sum(self.faults.values())
 
 
 def soak(fault_count: int, strategy: str = "latest_only", seed: int = 0) -> SoakResult:
@@ -124,8 +96,7 @@ class _Soak:
             unsafe=dict(self._guard.unsafe),
             refused={why: drops.get(why, 0) for why in REFUSALS},
             chunks=self._guard.chunks,
-            holds=self._guard.holds,
-            simulated_s=self._passed_ns / 1e9,
+            seconds=self._passed_ns / 1e9,
             memory_growth_bytes=process_memory().get("process_resident", 0) - settled_bytes,
         )
 

@@ -1,5 +1,6 @@
 """The evidence of the node goes on when a part of it fails, and says so."""
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -8,20 +9,39 @@ import pytest
 
 pytest.importorskip("rclpy", reason="the evidence is measured with ROS 2")
 
+from std_srvs.srv import Trigger
 from tiny_model import tiny_checkpoint
 
 from demo.node_evidence import __main__ as evidence
 from demo.node_evidence.colcon_run import counted
 from demo.node_evidence.fault_table import outcomes_of, rows_and_tests
 from demo.node_evidence.figures import broken_promises, merged, table_text
+from demo.node_evidence.sensor_node import SensorNode
+from qvla_ros.errors import ConfigurationError
+
+REFUSED = {"non_finite": 9, "out_of_limits": 9}
+STRATEGIES = ("latest_only", "blend", "ensemble")
+
+
+def soak(faults: int, chunks: int) -> dict[str, object]:
+    return {
+        "faults": {"drop": faults}, "unsafe": {}, "chunks": 3 * chunks, "memory_growth_mb": 0.5,
+        "chunks_by_strategy": dict.fromkeys(STRATEGIES, chunks),
+        "refused_by_strategy": dict.fromkeys(STRATEGIES, REFUSED),
+    }  # fmt: skip
+
 
 PARTS = {
     "overhead": {"overhead_ms_p99": 1.5, "overhead_chunks": 100, "overhead_frames": 100},
-    "simulated": {"faults": {"drop": 90_000}, "unsafe": {}, "chunks": 9, "memory_growth_mb": 0.5},
-    "over_dds": {"faults": {"drop": 20_000}, "unsafe": {}, "chunks": 8, "memory_growth_mb": 0.1},
+    "simulated": soak(90_000, 4000),
+    "over_dds": soak(20_000, 400),
     "lifecycle": {"lifecycle_cycles": 5, "lifecycle_cycles_asked": 5, "memory_growth_mb": 0.2},
-    "parity": {"parity_mismatches": 0, "clean_trips": {}},
-}
+    "parity": {
+        "parity_mismatches": 0, "clean_trips": {}, "clean_samples": 1000,
+        "parity_chunks_by_strategy": {"latest_only": 20, "blend": 20},
+        "parity_judged_by_strategy": {"latest_only": 20, "blend": 19},
+    },
+}  # fmt: skip
 
 
 def test_good_figures_break_no_promise_and_are_summed_up():
@@ -39,6 +59,23 @@ def test_good_figures_break_no_promise_and_are_summed_up():
         ("overhead", {"overhead_chunks": 98}, "99%"),
         ("simulated", {"unsafe": {"stale": 1}}, "unsafe chunk"),
         ("simulated", {"faults": {"drop": 70_000}}, "fewer than 100,000 faults"),
+        (
+            "over_dds",
+            {"chunks_by_strategy": {"blend": 0}},
+            "over_dds, blend: fewer than 150 chunks",
+        ),
+        ("simulated", {"chunks_by_strategy": {"blend": 1999}}, "fewer than 2,000 chunks"),
+        (
+            "over_dds",
+            {"refused_by_strategy": {"blend": {**REFUSED, "out_of_limits": 0}}},
+            "over_dds, blend: no chunk was out_of_limits",
+        ),
+        (
+            "parity",
+            {"parity_judged_by_strategy": {"blend": 18}},
+            "judged 18 of 20 chunks of blend",
+        ),
+        ("parity", {"clean_samples": 3}, "fewer than 500 samples of clean recordings"),
         ("over_dds", {"memory_growth_mb": 9.0}, "memory grew"),
         ("lifecycle", {"lifecycle_cycles": 4}, "lifecycle cycle"),
         ("parity", {"parity_mismatches": 1}, "differs from its replay"),
@@ -67,7 +104,7 @@ def test_a_command_that_fails_or_takes_too_long_is_told():
 def test_a_part_that_fails_is_a_fault_in_the_file_and_the_others_are_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ):
-    def run_part(name, options, folder):
+    def run_part(name, options, folder, left_s):
         return "exit status 1: no DDS" if name == "over_dds" else PARTS[name]
 
     monkeypatch.setattr(evidence, "run_part", run_part)
@@ -80,6 +117,37 @@ def test_a_part_that_fails_is_a_fault_in_the_file_and_the_others_are_measured(
     assert found["faults_of_the_evidence"] == ["over_dds: exit status 1: no DDS"]
     assert found["overhead_ms_p99"] == 1.5
     assert "no DDS" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--quick"], ["--only", "overhead"]])
+def test_a_part_of_the_evidence_does_not_take_its_place(monkeypatch, capsys, words):
+    """A run of one part once replaced the whole file, and its exit status was 0."""
+    monkeypatch.setattr(evidence, "measure", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(sys, "argv", ["node_evidence", *words])
+    with pytest.raises(SystemExit, match="2"):
+        evidence.main()
+    assert "name another file with --out" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["node_evidence", "--out", str(evidence.EVIDENCE), *words])
+    with pytest.raises(SystemExit, match="2"):
+        evidence.main()
+
+
+def test_what_is_not_measured_when_the_time_is_up_is_a_fault(tmp_path, monkeypatch):
+    monkeypatch.setattr(evidence, "LIMIT_S", 0)
+    monkeypatch.setattr(evidence, "_run", lambda *_: pytest.fail("it was begun"))
+    checkpoint = tiny_checkpoint(tmp_path)
+    options = argparse.Namespace(checkpoint=checkpoint, only=["overhead", "parity"], quick=False)
+    figures, faults, _ = evidence.measure(options, tmp_path)
+    assert figures == {}
+    assert [text.partition(":")[0] for text in faults] == ["overhead", "parity"]
+
+
+def test_a_node_that_refuses_to_start_ends_the_measurement(monkeypatch):
+    """Its silence passed for safety: no chunk was sent, and so none that was unsafe."""
+    refusal = Trigger.Response(success=False, message="the checkpoint is corrupt")
+    monkeypatch.setattr(SensorNode, "call", lambda *_: refusal)
+    with pytest.raises(ConfigurationError, match="does not start: the checkpoint is corrupt"):
+        SensorNode.start_the_policy_node(object.__new__(SensorNode))
 
 
 def test_results_are_read_by_file_and_function_and_a_skipped_test_has_not_passed(tmp_path: Path):
