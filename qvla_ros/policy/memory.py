@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from qvla_ros.errors import ConfigurationError
+from qvla_ros.kernels.cuda_device import resolve_device
 
 _PROCESS_FIELDS = {"VmRSS": "process_resident", "VmHWM": "process_peak", "VmSwap": "process_swap"}
 _MACHINE_FIELDS = {
@@ -46,28 +47,47 @@ def process_memory(proc: Path = Path("/proc"), cgroup: Path = _CGROUP) -> dict[s
     return memory
 
 
-def require_memory(path: Path, reserve_bytes: int, memory: dict[str, int] | None = None) -> None:
+def require_memory(
+    path: Path, reserve_bytes: int, memory: dict[str, int] | None = None, device: str = "cpu"
+) -> None:
     """Refuse a checkpoint that would not leave ``reserve_bytes`` of the machine's memory.
 
     Args:
         path: The checkpoint; a missing file is left to who reads it.
         reserve_bytes: What must be left.
         memory: As ``process_memory`` answers; ``None`` to ask it.
+        device: Where it is to run: ``"auto"``, ``"cpu"`` or ``"cuda"``. A GPU with a memory of its
+            own must have room too; nothing needs to be left there.
 
     Raises:
-        ConfigurationError: It does not fit; the message tells the figures.
+        ConfigurationError: It does not fit, and the message tells the figures; or there is no such
+            device.
     """
-    memory = process_memory() if memory is None else memory
-    available = memory.get("machine_available")
-    if available is None or not path.is_file():
+    if not path.is_file():
         return
     needed = round(path.stat().st_size * LOADED_PER_FILE_BYTE) + WORKING_BYTES
-    if needed + reserve_bytes > available:
+    memory = process_memory() if memory is None else memory
+    available = memory.get("machine_available")
+    if available is not None and needed + reserve_bytes > available:
         raise ConfigurationError(
             f"{path} needs {needed / 1e6:.0f} MB and {reserve_bytes / 1e6:.0f} MB are to be left, "
             f"but {available / 1e6:.0f} MB are available: end other programs, choose a smaller "
             "checkpoint, or lower the parameter memory_reserve_mb"
         )
+    free = _free_on_gpu(device)
+    if free is not None and needed > free:
+        raise ConfigurationError(
+            f"{path} needs {needed / 1e6:.0f} MB, but {free / 1e6:.0f} MB are free on the GPU: end "
+            "other programs on it, choose a smaller checkpoint, or set the parameter device to cpu"
+        )
+
+
+def _free_on_gpu(device: str) -> int | None:
+    """Bytes left of a GPU's own memory; ``None`` if another device is meant, or it has none."""
+    place = resolve_device(device)
+    if place.type != "cuda" or torch.cuda.get_device_properties(place).is_integrated:
+        return None
+    return torch.cuda.mem_get_info(place)[0]
 
 
 def _cuda_memory() -> dict[str, int]:
@@ -85,7 +105,20 @@ def _left_in_container(cgroup: Path) -> int | None:
         used = int((cgroup / "memory.current").read_text())
     except (OSError, ValueError):
         return None
-    return max(0, int(limit) - used) if limit.isdigit() else None
+    if not limit.isdigit():
+        return None
+    return max(0, int(limit) - used + _reclaimable(cgroup))
+
+
+def _reclaimable(cgroup: Path) -> int:
+    """Pages of files that nobody has read for a while: counted as used, and given back at need."""
+    try:
+        lines = (cgroup / "memory.stat").read_text().splitlines()
+    except OSError:
+        return 0
+    stat = dict(line.split(maxsplit=1) for line in lines if " " in line)
+    pages = stat.get("inactive_file", "")
+    return int(pages) if pages.isdigit() else 0
 
 
 def _read_fields(path: Path, names: dict[str, str]) -> dict[str, int]:
