@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qvla_ros.cli.robot_arguments import serving_parameters
 from qvla_ros.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -134,6 +135,18 @@ def _add_limits(group: argparse._ArgumentGroup) -> None:
         metavar="MS",
         help="an observation older than this is not used (default 250)",
     )
+    group.add_argument(
+        "--sync-wait-ms",
+        type=float,
+        metavar="MS",
+        help="how long to wait for inputs as new as the first camera's image (default 20)",
+    )
+    group.add_argument(
+        "--future-tolerance-ms",
+        type=float,
+        metavar="MS",
+        help="how far a stamp may lie after the time of arrival (default 20)",
+    )
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -199,16 +212,9 @@ def bag_layout(arguments: argparse.Namespace, robot: "RobotConstants") -> "BagLa
 
 def sync_settings(arguments: argparse.Namespace) -> "SyncSettings":
     """The limits in time that the arguments name; the node's defaults otherwise."""
-    from qvla_ros.policy.frame_sync import SyncSettings
+    from qvla_ros.policy import serving_settings
 
-    changes = {}
-    for name, field in (("max_skew_ms", "max_skew_ns"), ("max_observation_age_ms", "max_age_ns")):
-        value = getattr(arguments, name)
-        if value is not None and not value > 0:
-            raise ConfigurationError(f"--{name.replace('_', '-')} must be positive, not {value}")
-        if value is not None:
-            changes[field] = round(value * MS)
-    return dataclasses.replace(SyncSettings(), **changes)
+    return serving_settings.sync_settings(serving_parameters(arguments))
 
 
 def _cameras(assignments: list[str], images: dict[str, str]) -> dict[str, str]:

@@ -13,16 +13,16 @@ from qvla_ros.cli.model_arguments import (
     add_checkpoint_arguments,
     load_policy_of,
     read_episodes,
-    sync_settings,
 )
 from qvla_ros.cli.progress import Progress
+from qvla_ros.cli.robot_arguments import add_robot_arguments, serving_parameters
 from qvla_ros.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from qvla_ros.evaluate.replay import ReplayedPolicy, ReplaySettings
     from qvla_ros.evaluate.replay_result import ReplayResult, ReplaySummary
-    from qvla_ros.policy.chunk_strategy import ChunkStrategy
     from qvla_ros.policy.policy import Policy
+    from qvla_ros.policy.serving_settings import ServingParameters
 
 HELP = "replay bags through a packed checkpoint: action error, latency, what was dropped"
 
@@ -34,42 +34,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reference", type=Path, metavar="MODEL_FOLDER", help="float model to compare with"
     )
-    _add_robot_arguments(parser)
+    add_robot_arguments(parser)
     parser.add_argument(
-        "--limits", type=Path, metavar="YAML", help="refuse chunks beyond them; from qvla limits"
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
-    parser.add_argument("--html", type=Path, metavar="OUT", help="write a page with figures")
-    _add_thresholds(parser)
-
-
-def _add_robot_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares how the robot is simulated."""
-    group = parser.add_argument_group("how the robot is simulated", "as the node's parameters")
-    group.add_argument(
         "--latency-ms",
         type=float,
         help="simulated time of every inference; without it the time that it takes here",
     )
-    group.add_argument(
-        "--request-period-ms",
-        type=float,
-        help="least time between two inferences; without it half of the chunk's horizon",
-    )
-    group.add_argument(
-        "--ttl-ms", type=float, help="how old a chunk may get; without it the chunk's horizon"
-    )
-    group.add_argument(
-        "--strategy",
-        choices=("latest_only", "blend", "ensemble"),
-        default="latest_only",
-        help="what overlapping chunks become; grippers are never averaged",
-    )
-    group.add_argument("--blend-ms", type=float, default=100.0, help="with blend (default 100)")
-    group.add_argument(
-        "--ensemble-decay", type=float, default=0.01, help="with ensemble (default 0.01)"
-    )
-    group.add_argument("--warmup", type=int, default=2, help="inferences before the first")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    parser.add_argument("--html", type=Path, metavar="OUT", help="write a page with figures")
+    _add_thresholds(parser)
 
 
 def _add_thresholds(parser: argparse.ArgumentParser) -> None:
@@ -103,7 +76,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.reference is not None:
         spoken = policy.processing.settings
         reference = float_policy(arguments.reference, spoken.unnorm_key, spoken.robot.name)
-    settings = _replay_settings(arguments, policy)
+    parameters = serving_parameters(arguments)
+    if any(parameters.state_names):
+        arguments.state_names = parameters.state_names
+    settings = _replay_settings(arguments, policy, parameters)
     results = _replay_all(arguments, policy, settings, reference)
     summary = summarize(results)
     if arguments.json:
@@ -111,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         print(table_text(results))
     if arguments.html is not None:
-        _write_page(arguments, policy, settings, results)
+        _write_page(arguments, policy, settings, parameters, results)
     failures = _failures(arguments, summary)
     for failure in failures:
         print(failure, file=sys.stderr)
@@ -136,60 +112,33 @@ def _replay_all(
     return results
 
 
-def _replay_settings(arguments: argparse.Namespace, policy: "Policy") -> "ReplaySettings":
-    """How the robot is simulated, by the arguments and the policy's own times.
+def _replay_settings(
+    arguments: argparse.Namespace, policy: "Policy", parameters: "ServingParameters"
+) -> "ReplaySettings":
+    """How the robot is simulated, by its parameters and the policy's own times.
 
     Raises:
-        ConfigurationError: A time makes no sense, or the limits cannot be read.
+        ConfigurationError: The limits cannot be read, these actions must not be averaged, or the
+            latency makes no sense.
     """
-    from qvla_ros.evaluate.replay import ReplaySettings
-    from qvla_ros.policy.action_limits import read_limits
-    from qvla_ros.policy.frame_sync import request_interval_ns
-    from qvla_ros.policy.schedule import SchedulerSettings
-
-    limits = arguments.limits
-    latency_ns, request_ns, ttl_ns = (
-        _ns(arguments, name) for name in ("latency_ms", "request_period_ms", "ttl_ms")
-    )
-    if ttl_ns == 0 or arguments.warmup < 0:
-        raise ConfigurationError("--ttl-ms must be positive, and --warmup not negative")
-    return ReplaySettings(
-        SchedulerSettings(
-            policy.horizon * policy.period_ns if ttl_ns is None else ttl_ns,
-            sync_settings(arguments).max_age_ns,
-            limits=None if limits is None else read_limits(limits, policy.action_names),
-        ),
-        request_interval_ns(policy.horizon, policy.period_ns, request_ns or 0),
-        latency_ns,
-        arguments.warmup,
-        strategy=_strategy(arguments, policy),
-    )
-
-
-def _strategy(arguments: argparse.Namespace, policy: "Policy") -> "ChunkStrategy | None":
-    import numpy as np
-
     from qvla_ros.evaluate.fidelity import Grippers
-    from qvla_ros.policy.chunk_strategy import Blend, Ensemble
+    from qvla_ros.evaluate.replay import ReplaySettings
+    from qvla_ros.policy import serving_settings
 
-    averaged = np.ones(len(policy.action_names), bool)
-    averaged[list(Grippers.of(policy.processing).dimensions)] = False
-    if arguments.strategy == "blend":
-        if not arguments.blend_ms > 0:
-            raise ConfigurationError(f"--blend-ms must be positive, not {arguments.blend_ms}")
-        return Blend(averaged, round(arguments.blend_ms * MS))
-    if arguments.strategy == "ensemble":
-        return Ensemble(averaged, policy.horizon, arguments.ensemble_decay)
-    return None
-
-
-def _ns(arguments: argparse.Namespace, name: str) -> int | None:
-    value = getattr(arguments, name)
-    if value is None:
-        return None
-    if not value >= 0:
-        raise ConfigurationError(f"--{name.replace('_', '-')} cannot be negative: {value}")
-    return round(value * MS)
+    latency_ms = arguments.latency_ms
+    if latency_ms is not None and not latency_ms >= 0:
+        raise ConfigurationError(f"--latency-ms cannot be negative: {latency_ms}")
+    # A file says all that the robot knows; without one the statistics tell the grippers.
+    is_told = arguments.params_file is not None
+    grippers = () if is_told else Grippers.of(policy.processing).dimensions
+    return ReplaySettings(
+        serving_settings.scheduler_settings(policy, parameters),
+        serving_settings.request_interval(policy, parameters),
+        None if latency_ms is None else round(latency_ms * MS),
+        parameters.warmup_count,
+        parameters.failure_limit,
+        serving_settings.chunk_strategy(policy.action_names, policy.horizon, parameters, grippers),
+    )
 
 
 def _failures(arguments: argparse.Namespace, summary: "ReplaySummary") -> list[str]:
@@ -238,6 +187,7 @@ def _write_page(
     arguments: argparse.Namespace,
     policy: "Policy",
     settings: "ReplaySettings",
+    parameters: "ServingParameters",
     results: "Sequence[ReplayResult]",
 ) -> None:
     from qvla_ros.evaluate.machine import describe_machine
@@ -247,10 +197,12 @@ def _write_page(
     facts = {
         "checkpoint": str(arguments.checkpoint),
         "reference": str(arguments.reference or "none"),
-        "limits": str(arguments.limits or "none"),
+        "parameter file": str(arguments.params_file or "none"),
+        "limits": parameters.limits_file or "none",
+        "beyond the limits": parameters.out_of_limits,
         "simulated latency": "as measured" if latency_ns is None else f"{latency_ns / MS:g} ms",
         "least time between requests": f"{settings.request_interval_ns / MS:g} ms",
-        "overlapping chunks": arguments.strategy,
+        "overlapping chunks": parameters.chunk_strategy,
         "a chunk's time to live": f"{scheduler.ttl_ns / MS:g} ms",
         "greatest age of an observation": f"{scheduler.max_observation_age_ns / MS:g} ms",
         **describe_machine(),

@@ -1,23 +1,19 @@
 """From the node's parameters and the policy to the settings of the parts; all checks are here."""
 
-from pathlib import Path
+import dataclasses
 from typing import Protocol
-
-import numpy as np
 
 from qvla_ros.errors import ConfigurationError
 from qvla_ros.node.conversions import PolicyCard
 from qvla_ros.node.parameters import NodeParameters
-from qvla_ros.policy.action_limits import read_limits
-from qvla_ros.policy.chunk_strategy import Blend, ChunkStrategy, Ensemble, LatestOnly
-from qvla_ros.policy.frame_sync import SyncSettings, request_interval_ns
+from qvla_ros.policy import serving_settings
+from qvla_ros.policy.chunk_strategy import ChunkStrategy
+from qvla_ros.policy.frame_sync import SyncSettings
 from qvla_ros.policy.inference_loop import LoopSettings
 from qvla_ros.policy.schedule import SchedulerSettings
 from qvla_ros.policy.self_test import TestedPolicy
+from qvla_ros.policy.serving_settings import ServingParameters
 from qvla_ros.sensor_messages import SECOND_NS
-
-AVERAGED_CHANGES = ("none", "axis_angle", "euler_xyz")
-"""Rotations that may be averaged where they are small changes; no absolute rotation may."""
 
 
 class NodePolicy(TestedPolicy, Protocol):
@@ -63,37 +59,21 @@ def transports(policy: NodePolicy, parameters: NodeParameters) -> dict[str, str]
     return dict(zip(cameras, told * len(cameras) if len(told) == 1 else told, strict=False))
 
 
+def serving_parameters(parameters: NodeParameters) -> ServingParameters:
+    """Those that a replay can be told as well."""
+    names = [one.name for one in dataclasses.fields(ServingParameters)]
+    return ServingParameters(**{name: getattr(parameters, name) for name in names})
+
+
 def scheduler_settings(policy: NodePolicy, parameters: NodeParameters) -> SchedulerSettings:
     """The limits in time and of the actions."""
-    limits = None
-    if parameters.limits_file:
-        limits = read_limits(Path(parameters.limits_file), policy.action_names)
-    return SchedulerSettings(
-        ttl_ns=_ns(parameters.chunk_ttl_s) or policy.horizon * policy.period_ns,
-        max_observation_age_ns=_ns(parameters.max_observation_age_s),
-        future_tolerance_ns=_ns(parameters.future_tolerance_s),
-        limits=limits,
-        clamp=parameters.out_of_limits == "clamp",
-    )
+    return serving_settings.scheduler_settings(policy, serving_parameters(parameters))
 
 
 def chunk_strategy(card: PolicyCard, horizon: int) -> ChunkStrategy:
     """How overlapping chunks become one; ``ConfigurationError`` if these must not be averaged."""
-    parameters = card.parameters
-    if parameters.chunk_strategy == "latest_only":
-        return LatestOnly()
-    rotation, absolute = parameters.rotation, parameters.absolute
-    if rotation != "none" and (absolute or rotation not in AVERAGED_CHANGES):
-        raise ConfigurationError(
-            f"chunk_strategy {parameters.chunk_strategy} would average rotations of the kind "
-            f"{rotation} ({'absolute' if absolute else 'changes'}): use latest_only"
-        )
-    averaged = np.ones(len(card.action_names), dtype=bool)
-    if card.gripper_index >= 0:
-        averaged[card.gripper_index] = False
-    if parameters.chunk_strategy == "blend":
-        return Blend(averaged, _ns(parameters.blend_s))
-    return Ensemble(averaged, horizon, parameters.ensemble_decay)
+    parameters = serving_parameters(card.parameters)
+    return serving_settings.chunk_strategy(card.action_names, horizon, parameters)
 
 
 def loop_settings(parameters: NodeParameters) -> LoopSettings:
@@ -107,15 +87,10 @@ def loop_settings(parameters: NodeParameters) -> LoopSettings:
 
 def sync_settings(policy: NodePolicy, parameters: NodeParameters) -> SyncSettings:
     """How inputs are put together."""
-    return SyncSettings(
-        max_age_ns=_ns(parameters.max_observation_age_s),
-        max_skew_ns=_ns(parameters.max_skew_s),
-        wait_ns=_ns(parameters.sync_wait_s),
-        future_tolerance_ns=_ns(parameters.future_tolerance_s),
-        request_interval_ns=request_interval_ns(
-            policy.horizon, policy.period_ns, _ns(parameters.request_period_s)
-        ),
-    )
+    serving = serving_parameters(parameters)
+    interval_ns = serving_settings.request_interval(policy, serving)
+    settings = serving_settings.sync_settings(serving)
+    return dataclasses.replace(settings, request_interval_ns=interval_ns)
 
 
 def _ns(seconds: float) -> int:

@@ -11,6 +11,7 @@ import pytest
 from qvla_ros.action_chunk import ActionChunk
 from qvla_ros.cli import replay as verb
 from qvla_ros.errors import CalibrationError, ConfigurationError
+from qvla_ros.evaluate import replay as replaying
 from qvla_ros.evaluate.bag_layout import BagLayout
 from qvla_ros.evaluate.bag_writer import write_episode
 from qvla_ros.evaluate.episode import Episode
@@ -227,6 +228,8 @@ def test_the_page_tells_the_settings(bag, load, tmp_path):
         ("--threads", 0),
         ("--max-observation-age-ms", 0),
         ("--blend-ms", 0, "--strategy", "blend"),
+        ("--failure-limit", 0),
+        ("--sync-wait-ms", -1),
     ],
 )
 def test_times_that_make_no_sense_are_refused_by_name(bag, load, words):
@@ -259,3 +262,113 @@ def test_names_of_another_robot_are_picked_in_the_order_of_the_model(bag, load, 
     load(0.75)
     words = ("--state-names", "y,x", "--action-names", "gripper,dx", "--instruction", "go home")
     assert verb.run(arguments(bag, *words)) == 0
+
+
+def parameter_file(folder, text: str):
+    path = folder / "robot.yaml"
+    path.write_text(f"/**/policy:\n  ros__parameters: {{{text}}}\n")
+    return path
+
+
+def replayed_settings(monkeypatch, bag, *words: object):
+    """How the verb has the robot simulated."""
+    seen = []
+
+    def replay(policy, episode, settings, *_):
+        seen.append(settings)
+        return real(policy, episode, settings)
+
+    real = replaying.replay
+    monkeypatch.setattr(replaying, "replay", replay)
+    verb.run(parse(bag, "--checkpoint", "c", "--latency-ms", 0, *words))
+    return seen[0]
+
+
+def test_the_nodes_parameter_file_configures_the_replay(bag, load, tmp_path, monkeypatch):
+    """A replay had no word for several parameters, so it was not the robot's configuration."""
+    load(0.75)
+    limits = tmp_path / "limits.yaml"
+    limits.write_text(
+        "limits: {dx: {lower: 0, upper: 0.5, max_step: 1}, "
+        "gripper: {lower: 0, upper: 1, max_step: 1}}"
+    )
+    path = parameter_file(
+        tmp_path,
+        f"limits_file: {limits}, out_of_limits: clamp, failure_limit: 7, warmup_count: 0, "
+        "future_tolerance_s: 0.03, chunk_ttl_s: 0.15, request_period_s: 0.1, blend_s: 0.2, "
+        "chunk_strategy: blend, gripper_name: gripper, absolute: true, checkpoint: elsewhere",
+    )
+    settings = replayed_settings(monkeypatch, bag, "--params-file", path, "--ttl-ms", 120)
+    scheduler = settings.scheduler
+    assert (scheduler.clamp, scheduler.future_tolerance_ns) == (True, 30_000_000)
+    assert scheduler.limits.upper.tolist() == [0.5, 1]
+    assert scheduler.ttl_ns == 120_000_000, "the word wins over the file"
+    assert (settings.failure_limit, settings.warmup_count) == (7, 0)
+    assert settings.strategy.duration_ns == 200_000_000
+    assert settings.strategy.averaged.tolist() == [True, False]
+
+
+def test_limits_in_time_of_the_file_hold_for_reading_the_bag(bag, load, tmp_path, capsys):
+    load(0.75)
+    path = parameter_file(tmp_path, "max_observation_age_s: 0.000001")
+    words = ("--latency-ms", 60, "--params-file", path, "--max-dropped", 0)
+    assert verb.run(arguments(bag, *words)) == 1
+    assert "--max-dropped 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("strategy", ["blend", "ensemble"])
+@pytest.mark.parametrize(
+    ("rotation", "absolute"), [("axis_angle", "true"), ("quaternion_xyzw", "false")]
+)
+def test_rotations_that_the_node_would_not_average_are_not_averaged_here(
+    bag, load, tmp_path, strategy, rotation, absolute
+):
+    load(0.75)
+    text = f"chunk_strategy: {strategy}, rotation: {rotation}, absolute: {absolute}"
+    for words in (
+        ("--params-file", parameter_file(tmp_path, text)),
+        ("--strategy", strategy, "--rotation", rotation)
+        + (("--absolute",) if absolute == "true" else ()),
+    ):
+        with pytest.raises(ConfigurationError, match="would average rotations"):
+            verb.run(arguments(bag, *words))
+
+
+def test_what_is_said_of_the_node_wins_over_what_is_said_of_all(bag, load, tmp_path, monkeypatch):
+    load(0.75)
+    path = tmp_path / "robot.yaml"
+    path.write_text(
+        "arm: {policy: {ros__parameters: {failure_limit: 3}}}\n"
+        "/**: {ros__parameters: {failure_limit: 9, warmup_count: 1}}\n"
+        "/**/adapter: {ros__parameters: {failure_limit: 8}}\n"
+    )
+    settings = replayed_settings(monkeypatch, bag, "--params-file", path)
+    assert (settings.failure_limit, settings.warmup_count) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("failure_limit: many", "failure_limit is 'many', it has to be a int"),
+        ("chunk_strategy: best", "chunk_strategy is 'best': use one of latest_only"),
+        ("blend_s: 0.0", "blend_s has to be positive"),
+        ("sync_wait_s: -1.0", "sync_wait_s cannot be negative"),
+        ("chunk_strategy: blend, gripper_name: hand", "gripper_name is 'hand', but the actions"),
+    ],
+)
+def test_a_parameter_that_makes_no_sense_is_refused_by_name(bag, load, tmp_path, text, reason):
+    load(0.75)
+    with pytest.raises(ConfigurationError, match=reason):
+        verb.run(arguments(bag, "--params-file", parameter_file(tmp_path, text)))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("policy: {}", "no parameters of the policy node"), ("{", "cannot be read")],
+)
+def test_a_file_without_parameters_of_the_policy_is_refused(bag, load, tmp_path, text, reason):
+    load(0.75)
+    path = tmp_path / "robot.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigurationError, match=reason):
+        verb.run(arguments(bag, "--params-file", path))
