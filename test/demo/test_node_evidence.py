@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from std_srvs.srv import Trigger
 from tiny_model import tiny_checkpoint
 
 from demo.node_evidence import __main__ as evidence
-from demo.node_evidence.colcon_run import counted
-from demo.node_evidence.fault_table import outcomes_of, rows_and_tests
+from demo.node_evidence.colcon_run import TESTS, counted
+from demo.node_evidence.fault_table import DOCUMENT, outcomes_of, rows_and_tests
 from demo.node_evidence.figures import broken_promises, merged, table_text
+from demo.node_evidence.processes import ROOT
 from demo.node_evidence.sensor_node import SensorNode
 from qvla_ros.errors import ConfigurationError
 
@@ -165,7 +167,18 @@ def test_results_are_read_by_file_and_function_and_a_skipped_test_has_not_passed
     }
     results = tmp_path / "build" / "p" / "test_results" / "p"
     results.mkdir(parents=True)
-    report.rename(results / "t.xml")
-    assert counted(tmp_path / "build") == {"colcon_tests": 3, "colcon_tests_failed": 1}
+    report.rename(results / "test_a.xunit.xml")
+    with pytest.raises(ValueError, match="no results of test_b"):
+        counted(tmp_path / "build", ["test_a", "test_b"])
+    assert counted(tmp_path / "build", ["test_a"]) == {"colcon_tests": 3, "colcon_tests_failed": 1}
     table = "<!-- tests: faults -->\n| event | test |\n|---|---|\n| e | `test_a::test_x` |\n\nmore"
     assert rows_and_tests(table) == {"e": [("test_a", "test_x")]}
+
+
+def test_colcon_test_runs_every_file_that_the_fault_table_names():
+    """It ran three of them: the rows themselves, launch and adapter were not among those."""
+    told = (ROOT / "CMakeLists.txt").read_text()
+    words = set(re.findall(r"\w+", told[told.index("if(BUILD_TESTING)") :]))
+    registered = {word if word.startswith("test_") else f"test_{word}" for word in words}
+    named = {file for tests in rows_and_tests(DOCUMENT.read_text()).values() for file, _ in tests}
+    assert named | set(TESTS) <= registered
