@@ -199,7 +199,8 @@ class PolicyNode(LifecycleNode):
                 "parameter checkpoint is empty: set it to a packed checkpoint (*.qvla.safetensors)"
             )
         path = Path(parameters.checkpoint)
-        require_memory(path, parameters.memory_reserve_mb * 1_000_000)
+        reserve_bytes = parameters.memory_reserve_mb * 1_000_000
+        require_memory(path, reserve_bytes, device=parameters.device)
         policy = self._load(parameters)
         found = self_test(policy, parameters.self_test_tolerance)
         session = Session(policy, parameters, self._now_ns, self._publish_chunk, self._warn)
