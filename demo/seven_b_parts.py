@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
@@ -15,12 +14,13 @@ from qvla_ros.errors import ConfigurationError
 from qvla_ros.evaluate.load_bench import measure_load
 
 ROOT = Path(__file__).parents[1]
-LLAMA_LAYERS = 32
-"""Of the released models, to which seconds a layer are extrapolated."""
 
 _PEAK = re.compile(r"peak memory ([\d,]+) MiB")
 _ORACLES = (
     "test_vision_transformer.py",
+    "test_openvla.py",
+    "test_openvla_oft.py",
+    "test_robots.py",
     "test_released_layout.py",
     "test_load_model.py",
     "test_processing.py",
@@ -187,50 +187,6 @@ def _whole_quantize(place: Place, folder: Path, table: Path) -> dict[str, object
     return found
 
 
-def full_width(place: Place) -> dict[str, object]:
-    """Measure, plan, quantize and verify a model of full width and few Llama layers."""
-    folder, table = place.work / "wide", place.work / "wide.table.safetensors"
-    out = place.work / "wide.qvla.safetensors"
-    size = ("--scale", place.scale.wide, "--llama-layers", place.scale.wide_layers)
-    succeeded(qvla("synthesize", folder, *size))
-    measured = step(place, "measure", folder, table)
-    bits = ("--bits", place.scale.bits)
-    planned = succeeded(qvla("plan", table, "--model", folder, *bits, "--dry-run"))
-    quantized = step(place, "quantize", folder, table, out)
-    words = ("verify", out, folder, place.bag, "--frames", place.scale.frames, "--json")
-    verified = succeeded(qvla(*words))
-    peaks = {
-        "measure": measured["peak_bytes"] / 1e9,
-        "plan": planned.peak_mb / 1e3,
-        "quantize": quantized["peak_bytes"] / 1e9,
-        "verify": verified.peak_mb / 1e3,
-    }
-    shutil.rmtree(folder)
-    return {
-        "full_width_llama_layers": place.scale.wide_layers,
-        "full_width_frames": place.scale.frames,
-        "full_width_probes": place.scale.probes,
-        "full_width_peak_gb": max(peaks.values()),
-        "full_width_peaks_gb": peaks,
-        "per_layer_seconds": {
-            name: {
-                "llama_layer": one["llama_layer_seconds"],
-                "vision_towers": one["vision_seconds"],
-                "rest": one["other_seconds"],
-                "extrapolated_32_layers": one["seconds"]
-                + (LLAMA_LAYERS - place.scale.wide_layers) * one["llama_layer_seconds"],
-            }
-            for name, one in (("measure", measured), ("quantize", quantized))
-        },
-        "full_width_estimates": {
-            name: {"estimate": one["estimate"], "peak_bytes": one["peak_bytes"],
-                   "seconds": one["seconds"]}
-            for name, one in (("measure", measured), ("quantize", quantized))
-        },
-        "verified": json.loads(verified.out),
-    }  # fmt: skip
-
-
 def step(
     place: Place, name: str, folder: Path, table: Path, out: Path | None = None
 ) -> dict[str, float]:
@@ -241,13 +197,11 @@ def step(
     """
     words: list[object] = [sys.executable, "-m", "demo.seven_b_stages", name]
     words += ["--model", folder, "--bag", place.bag, "--table", table]
-    words += ["--work", place.work / f"{name}.work", "--frames", place.scale.frames]
-    words += ["--probes", place.scale.probes, "--bits", place.scale.bits]
+    words += ["--frames", place.scale.frames, "--bits", place.scale.bits]
     words += [] if out is None else ["--out", out]
     done = subprocess.run(
         list(map(str, words)), capture_output=True, text=True, cwd=ROOT, check=False
     )
-    shutil.rmtree(place.work / f"{name}.work", ignore_errors=True)
     if done.returncode:
         raise ConfigurationError(f"{name} failed: {done.stderr.strip()[-400:]}")
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
@@ -271,73 +225,3 @@ def families(place: Place) -> dict[str, object]:
         verified = succeeded(qvla("verify", out, *model, place.bag, *frames, "--json"))
         found[family] = json.loads(verified.out)["action_error_l1"]
     return {"families_action_error": found}
-
-
-def errors(place: Place) -> dict[str, object]:
-    """Every fault of a folder: one clear error, nothing written."""
-    pristine = place.work / "pristine"
-    succeeded(qvla("synthesize", pristine, "--scale", "tiny", "--unnorm-key", "mine"))
-    checked = {}
-    for name, (damage, said) in FAULTS.items():
-        folder = Path(shutil.copytree(pristine, place.work / "damaged"))
-        words = damage(folder)
-        out = place.work / "nothing" / "policy.qvla.safetensors"
-        out.parent.mkdir()
-        ran = qvla("quantize", folder, place.bag, "--bits", 4, "--frames", 2, "--out", out, *words)
-        told = [line for line in ran.error.splitlines() if line.startswith("qvla quantize:")]
-        checked[name] = {
-            "refused": ran.code == 2 and len(told) == 1 and said in ran.error,
-            "nothing_written": not any(out.parent.iterdir()),
-            "says": told[0].replace(str(place.work), "…")[:200] if told else ran.error[-200:],
-        }
-        shutil.rmtree(folder)
-        shutil.rmtree(out.parent)
-    return {"errors_checked": checked}
-
-
-def _last_shard(folder: Path) -> Path:
-    return sorted(folder.glob("model-*.safetensors"))[-1]
-
-
-def _truncate(folder: Path) -> Sequence[str]:
-    shard = _last_shard(folder)
-    with shard.open("rb+") as file:
-        file.truncate(shard.stat().st_size - 100)
-    return ()
-
-
-def _garble_header(folder: Path) -> Sequence[str]:
-    with _last_shard(folder).open("rb+") as file:
-        file.seek(12)
-        file.write(b"\0\0\0\0")
-    return ()
-
-
-def _lose_head(folder: Path) -> Sequence[str]:
-    next(folder.glob("action_head--*.pt")).unlink()
-    next(folder.glob("proprio_projector--*.pt")).rename(
-        folder / "proprio_projector--1_checkpoint.pt"
-    )
-    return ()
-
-
-def _other_key(folder: Path) -> Sequence[str]:
-    return ("--unnorm-key", "another")
-
-
-def _unknown_tensor(folder: Path) -> Sequence[str]:
-    index = folder / "model.safetensors.index.json"
-    value = json.loads(index.read_text())
-    value["weight_map"]["lora_A.weight"] = _last_shard(folder).name
-    index.write_text(json.dumps(value))
-    return ()
-
-
-FAULTS: dict[str, tuple[Callable[[Path], Sequence[str]], str]] = {
-    "truncated shard": (_truncate, "shard"),
-    "corrupt shard": (_garble_header, "shard"),
-    "missing head": (_lose_head, "action_head"),
-    "wrong statistics key": (_other_key, "another"),
-    "unknown tensor": (_unknown_tensor, "lora_A.weight"),
-}
-"""What is done to a folder, giving further arguments, and a word that the error must have."""

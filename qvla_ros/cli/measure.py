@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qvla_ros.cli.estimates import estimated
+from qvla_ros.cli.estimates import announce_measuring, estimated
 from qvla_ros.cli.facts import print_facts
 from qvla_ros.cli.model_arguments import (
     add_bag_arguments,
@@ -15,16 +15,19 @@ from qvla_ros.cli.model_arguments import (
 )
 from qvla_ros.cli.progress import Progress
 from qvla_ros.cli.run_config import add_config_argument, beside, save_config
-from qvla_ros.cli.work_folder import add_work_arguments, use_threads, work_folder
+from qvla_ros.cli.work_folder import add_work_arguments, use_threads, work_folder, work_path
 from qvla_ros.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from qvla_ros.models.processing import Processing
     from qvla_ros.models.registry import LoadedModel
+    from qvla_ros.observation import Observation
     from qvla_ros.quantize.action_metric import ActionMetric, GripperMargin
     from qvla_ros.quantize.calibration import CalibrationSet
     from qvla_ros.quantize.journal import Journal
     from qvla_ros.quantize.sensitivity import MeasureSettings, SensitivityTable
+
+_TABLE = "table.safetensors"  # in the work folder
 
 HELP = "measure the action-space sensitivity of every row at every bit width"
 
@@ -78,6 +81,8 @@ def run(arguments: argparse.Namespace) -> int:
     model = load_model_of(arguments) if arguments.exact_rows else open_model_of(arguments)
     metric = action_metric(arguments, model.processing)
     observations = read_observations(arguments, model.processing.settings.robot)
+    if not arguments.exact_rows and observations:
+        tell_measuring(arguments, model, observations[0])
     calibration = calibrate(model, observations, arguments.frames)
     with work_folder(arguments, model) as journal:
         if arguments.exact_rows:
@@ -97,6 +102,16 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def tell_measuring(
+    arguments: argparse.Namespace, model: "LoadedModel", observation: "Observation"
+) -> None:
+    """What measuring observations like this one will take, unless they are measured already."""
+    work = work_path(arguments)
+    if not (work / _TABLE).exists():
+        probes = _settings(arguments).probes
+        announce_measuring(model, observation, arguments.frames, probes, work)
+
+
 def measured_table(
     arguments: argparse.Namespace,
     model: "LoadedModel",
@@ -114,17 +129,20 @@ def measured_table(
     from qvla_ros.quantize.pipeline import measure_model
     from qvla_ros.quantize.storage import load_table, save_table
 
-    kept = journal.folder / "table.safetensors"
+    kept = journal.folder / _TABLE
     if kept.exists():
         return load_table(kept)
     settings, network = _settings(arguments), model.network
-    work = Workload.of(network, expected_tokens(network, calibration), arguments.frames)
+    tokens = expected_tokens(network, calibration.frames[0], arguments.frames)
+    work = Workload.of(network, tokens, arguments.frames)
     estimate = measure_estimate(work, settings.probes, flop_rate())
+    stages = [stage.name for stage in reversed(network.stages())]
     with (
-        estimated("measuring", estimate, journal),
-        Progress(len(network.stages()), "measuring sensitivity") as progress,
+        estimated("measuring", estimate, journal, stages) as clock,
+        Progress(len(stages), "measuring sensitivity") as progress,
     ):
-        table = measure_model(model, calibration, metric, settings, progress.set, journal)
+        told = clock.before(progress.set)
+        table = measure_model(model, calibration, metric, settings, told, journal)
     save_table(table, kept)
     return table
 

@@ -4,9 +4,14 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qvla_ros.cli.estimates import estimated, quantize_estimate_of
+from qvla_ros.cli.estimates import announce_quantizing, estimated, quantize_estimate_of
 from qvla_ros.cli.facts import print_facts
-from qvla_ros.cli.measure import action_metric, add_measure_arguments, measured_table
+from qvla_ros.cli.measure import (
+    action_metric,
+    add_measure_arguments,
+    measured_table,
+    tell_measuring,
+)
 from qvla_ros.cli.model_arguments import (
     add_bag_arguments,
     add_model_arguments,
@@ -16,7 +21,7 @@ from qvla_ros.cli.model_arguments import (
 from qvla_ros.cli.plan import add_budget_arguments, allocated, budget_of
 from qvla_ros.cli.progress import Progress
 from qvla_ros.cli.run_config import add_config_argument, beside, save_config
-from qvla_ros.cli.work_folder import add_work_arguments, use_threads, work_folder
+from qvla_ros.cli.work_folder import add_work_arguments, use_threads, work_folder, work_path
 from qvla_ros.errors import BudgetError, ConfigurationError
 
 if TYPE_CHECKING:
@@ -24,6 +29,7 @@ if TYPE_CHECKING:
 
     from qvla_ros.models.network import ModelInputs
     from qvla_ros.models.registry import LoadedModel
+    from qvla_ros.observation import Observation
     from qvla_ros.quantize.action_metric import ActionMetric
     from qvla_ros.quantize.bit_plan import BitPlan
     from qvla_ros.quantize.calibration import CalibrationSet
@@ -69,6 +75,8 @@ def run(arguments: argparse.Namespace) -> int:
     model = open_model_of(arguments)
     metric = action_metric(arguments, model.processing)
     observations = read_observations(arguments, model.processing.settings.robot)
+    if observations:
+        _tell(arguments, model, observations[0])
     calibration = calibrate(model, observations, arguments.frames)
     frames, kind = _quality_frames(arguments, model, calibration)
     with work_folder(arguments, model) as journal:
@@ -100,6 +108,16 @@ def _require_one_source(arguments: argparse.Namespace) -> None:
         raise ConfigurationError(
             "--plan has its activations: only --activations auto goes with it"
         )
+
+
+def _tell(arguments: argparse.Namespace, model: "LoadedModel", observation: "Observation") -> None:
+    """What each step will take on observations like this one, before anything long begins."""
+    from qvla_ros.quantize.storage import load_plan
+
+    if arguments.plan is None and arguments.table is None:
+        tell_measuring(arguments, model, observation)
+    budget = budget_of(arguments) if arguments.plan is None else load_plan(arguments.plan).budget
+    announce_quantizing(model, observation, arguments.frames, budget, work_path(arguments))
 
 
 def _planned(
@@ -178,22 +196,35 @@ def _write(
 ) -> "WrittenCheckpoint":
     """Quantize, weigh the packed candidate on the frames, and write it with what it weighs."""
     from qvla_ros.evaluate.deployed_error import deployed_error, quality
-    from qvla_ros.quantize.pipeline import quantize_model, write_quantized
+    from qvla_ros.quantize.pipeline import write_weighed
     from qvla_ros.quantize.storage import save_plan
 
-    with (
-        estimated("quantizing", quantize_estimate_of(model, plan), journal),
-        Progress(len(model.network.stages()), "quantizing") as progress,
-    ):
-        quantized = quantize_model(model, plan, calibration, progress.set, journal)
-    candidate = journal.folder / "candidate.qvla.safetensors"
-    write_quantized(model, quantized, plan.budget, candidate)
+    candidate = _candidate(model, plan, calibration, journal)
     frames, kind = quality_frames
     with Progress(len(frames), "comparing actions") as progress:
         error = deployed_error(candidate, model, frames, progress.set)
     figures = quality(error, kind, len(frames))
     save_plan(plan, beside(arguments.out, "plan.safetensors"))
-    return write_quantized(model, quantized, plan.budget, arguments.out, figures)
+    return write_weighed(candidate, figures, plan.budget, arguments.out)
+
+
+def _candidate(
+    model: "LoadedModel", plan: "BitPlan", calibration: "CalibrationSet", journal: "Journal"
+) -> Path:
+    """The packed file in the work folder; its layers are not held any longer."""
+    from qvla_ros.quantize.pipeline import quantize_model, write_quantized
+
+    estimate = quantize_estimate_of(model, plan, len(calibration.frames))
+    stages = [stage.name for stage in model.network.stages()]
+    candidate = journal.folder / "candidate.qvla.safetensors"
+    with (
+        estimated("quantizing", estimate, journal, stages) as clock,
+        Progress(len(stages), "quantizing") as progress,
+    ):
+        told = clock.before(progress.set)
+        quantized = quantize_model(model, plan, calibration, told, journal)
+    write_quantized(model, quantized, plan.budget, candidate)
+    return candidate
 
 
 def _quality_frames(

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qvla_ros.cli.estimates import ESTIMATES
 from qvla_ros.cli.run_config import beside, is_set
 from qvla_ros.errors import ConfigurationError, QvlaError
 
@@ -52,18 +53,23 @@ def use_threads(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(arguments.threads)
 
 
+def work_path(arguments: argparse.Namespace) -> Path:
+    """Where the work folder is, or will be."""
+    return Path(arguments.work or beside(arguments.out, "work"))
+
+
 @contextmanager
 def work_folder(arguments: argparse.Namespace, model: "LoadedModel") -> "Iterator[Journal]":
     """Begin a work folder, or go on in one that was begun for the very same.
 
-    It goes when the work is done, and when the work cannot be done and nothing of it is kept.
+    It goes when the work is done (the estimates in it stay beside the result), and when the work cannot be done and nothing of it is kept.
 
     Raises:
         ConfigurationError: It was begun for something else, or is no work folder.
     """
     from qvla_ros.quantize.journal import Journal
 
-    folder = arguments.work or beside(arguments.out, "work")
+    folder = work_path(arguments)
     journal = Journal(folder, _purpose(arguments, model), arguments.save_every)
     try:
         yield journal
@@ -71,6 +77,8 @@ def work_folder(arguments: argparse.Namespace, model: "LoadedModel") -> "Iterato
         if not any(folder.glob("*.safetensors")):
             shutil.rmtree(folder)
         raise
+    if (folder / ESTIMATES).exists():
+        shutil.copyfile(folder / ESTIMATES, beside(arguments.out, ESTIMATES))
     shutil.rmtree(folder)
     for partial in arguments.out.parent.glob(f".{arguments.out.name}.*.partial"):
         partial.unlink()  # of an interrupted writing of the result

@@ -13,9 +13,9 @@ from qvla_ros.models.network import ModelInputs
 from qvla_ros.models.registry import LoadedModel
 from qvla_ros.policy.policy import load_policy
 from qvla_ros.quantize.calibration import CalibrationSet
+from qvla_ros.quantize.estimate import CHECKED_FRAMES
 
 T = TypeVar("T")
-_TOGETHER = 8  # frames that the float network answers at once
 
 
 def deployed_error(
@@ -41,7 +41,7 @@ def deployed_error(
 
 def _float_answers(model: LoadedModel, frames: Sequence[ModelInputs]) -> np.ndarray:
     """Several frames together, so that weights that are fetched are fetched less often."""
-    batches = CalibrationSet(tuple(frames), "").batches(_TOGETHER)
+    batches = CalibrationSet(tuple(frames), "").batches(CHECKED_FRAMES)
     with torch.no_grad():
         return np.concatenate([model.network(batch).numpy() for batch in batches])
 

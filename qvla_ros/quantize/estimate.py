@@ -6,15 +6,15 @@ The estimate is for planning; what really happened is printed beside it.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import torch
 
 from qvla_ros.models.linear_layer import LinearLayer
-from qvla_ros.models.network import VlaNetwork
+from qvla_ros.models.network import ModelInputs, VlaNetwork
 from qvla_ros.models.weight_source import HELD_BYTES
-from qvla_ros.quantize.calibration import BATCH_FRAMES, CalibrationSet
+from qvla_ros.quantize.calibration import BATCH_FRAMES
 from qvla_ros.quantize.candidates import STEP_BYTES
 from qvla_ros.quantize.kept_states import MEMORY_BYTES
 from qvla_ros.quantize.rounding import CLIP_STEPS
@@ -27,6 +27,9 @@ _PASS_FLOPS = 60  # one weight in one pass of the grid search, in operations of 
 _FACTOR_SLOWDOWN = 4  # of a factorisation, compared with a matrix product
 _ROUNDING_FLOPS = 600  # one weight in the column by column part of compensated rounding
 _STEP_FLOPS = 40  # one weight and width when its step is made and scored
+CHECKED_FRAMES = 8
+"""Frames that the float network answers together when a result is checked."""
+
 _PLACEHOLDERS = 64  # tokens beside patches and text
 _READ_BYTES_PER_S = 5e8
 
@@ -103,12 +106,11 @@ class Workload:
         return max(4 * self.tokens[one.name] * one.columns for one in self.layers) // 2
 
 
-def expected_tokens(network: VlaNetwork, calibration: CalibrationSet) -> dict[str, int]:
-    """About how many tokens of all frames each layer will see."""
-    frames, first = len(calibration.frames), calibration.frames[0]
-    views = first.pixels.shape[1] // 6
+def expected_tokens(network: VlaNetwork, frame: ModelInputs, frames: int) -> dict[str, int]:
+    """About how many tokens of so many frames like this one each layer will see."""
+    views = frame.pixels.shape[1] // 6
     patches = views * network.config.towers[0].patches
-    text = first.token_ids.shape[1] + _PLACEHOLDERS
+    text = frame.token_ids.shape[1] + _PLACEHOLDERS
     return {
         layer.name: frames * (patches + (text if layer.part == "language" else 0))
         for layer in network.linear_layers()
@@ -142,15 +144,20 @@ def measure_estimate(work: Workload, probes: int, rate: float) -> Estimate:
     states = sum(
         4 * max(work.tokens[one.name] * one.columns for one in stage) // 2 for stage in work.stages
     )
-    held = min(states, MEMORY_BYTES) + (1 + probes) * work.kept_states()
+    slopes = probes * work.kept_states()
+    # The journal is put together in memory, and a new one is there before the old one goes.
+    held = min(states, MEMORY_BYTES) + work.kept_states() + 2 * slopes
     table = 8 * (1 + len(GRID_WIDTHS)) * sum(one.rows for one in work.layers)
     memory = _PROGRAM_BYTES + _held(work) + peak + held + 2 * STEP_BYTES + 2 * table
     spilled = max(0, states - MEMORY_BYTES)
-    return Estimate(memory, 3 * table + spilled, flops / rate + _reading_s(work, 4))
+    disk = 3 * table + 2 * slopes + spilled
+    return Estimate(memory, disk, flops / rate + _reading_s(work, 4))
 
 
 def quantize_estimate(work: Workload, average_bits: float, rate: float) -> Estimate:
-    """Of ``qvla quantize`` by a plan.
+    """Of ``qvla quantize`` by a plan: the codes, the golden answer, and the check of the result.
+
+    The result is taken to be checked on as many frames as it is made on.
 
     Args:
         work: What is quantized.
@@ -163,17 +170,20 @@ def quantize_estimate(work: Workload, average_bits: float, rate: float) -> Estim
         seen = min(tokens, one.columns)
         flops += 2 * tokens * one.weights * 3 + 2 * tokens * square
         flops += 4 * seen * square + 2 * seen * one.weights + _rounding_flops(one, 1)
+        flops += 2 * 2 * tokens * one.weights * (1 + 1 / work.frames)
     packed = int(average_bits / 8 * work.weights + 12 * sum(one.rows for one in work.layers))
+    file = packed + 2 * work.other_weights
     peak = max(
         max(12 * one.columns**2, 4 * one.columns**2 + 16 * one.weights) for one in work.layers
     )
     inputs = max(
         sum(4 * work.tokens[one.name] * one.columns for one in stage) for stage in work.stages
     )
-    memory = _PROGRAM_BYTES + _held(work) + packed + peak + 4 * work.kept_states()
-    memory += inputs + min(inputs, KEPT_BYTES) + 2 * work.other_weights
-    file = packed + 2 * work.other_weights
-    return Estimate(memory, 2 * file + packed, flops / rate + _reading_s(work, 3))
+    rounding = peak + 4 * work.kept_states() + inputs + min(inputs, KEPT_BYTES) + file
+    together = min(work.frames, CHECKED_FRAMES) / work.frames
+    checking = file + 4 * work.other_weights + int(together * (inputs + 4 * work.kept_states()))
+    memory = _PROGRAM_BYTES + _held(work) + max(rounding, checking)
+    return Estimate(memory, 2 * file + packed, flops / rate + _reading_s(work, 6))
 
 
 def flop_rate() -> float:
@@ -185,14 +195,6 @@ def flop_rate() -> float:
     for _ in range(rounds):
         torch.mm(matrix, matrix)
     return rounds * 2 * size**3 / (time.perf_counter() - began)
-
-
-def total_memory(meminfo: Sequence[str]) -> int | None:
-    """``MemTotal`` of the lines of ``/proc/meminfo``, bytes; ``None`` if it is not there."""
-    for line in meminfo:
-        if line.startswith("MemTotal:"):
-            return int(line.split()[1]) * 1024
-    return None
 
 
 def _rounding_flops(layer: LinearLayer, widths: int) -> float:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from qvla_ros.checkpoint.layer_spec import LayerSpec
 from qvla_ros.checkpoint.manifest import Manifest
+from qvla_ros.checkpoint.reader import read_checkpoint
 from qvla_ros.checkpoint.writer import write_checkpoint
 from qvla_ros.errors import BudgetError, ConfigurationError
 from qvla_ros.models.golden_input import golden_observation
@@ -179,13 +180,33 @@ def write_quantized(
     others = other_tensors(model, quantized.overrides, _golden_actions(model, quantized))
     specs = [LayerSpec.of(layer) for layer in layers.values()]
     manifest = manifest_of(model, specs, budget, quality or {})
+    _require_budget(manifest, others, budget)
+    written = write_checkpoint(path, manifest, layers, others)
+    return WrittenCheckpoint(path, written, path.stat().st_size)
+
+
+def write_weighed(
+    candidate: Path, quality: Mapping[str, float], budget: BitBudget, path: Path
+) -> WrittenCheckpoint:
+    """Write a checkpoint again, with the quality that it was found to have.
+
+    Raises:
+        BudgetError: The file is larger than the budget of bytes.
+        CheckpointError: The candidate is corrupt, or the file cannot be written.
+    """
+    checkpoint = read_checkpoint(candidate)
+    manifest = replace(checkpoint.manifest, quality=dict(quality))
+    _require_budget(manifest, checkpoint.tensors, budget)
+    written = write_checkpoint(path, manifest, checkpoint.layers, checkpoint.tensors)
+    return WrittenCheckpoint(path, written, path.stat().st_size)
+
+
+def _require_budget(manifest: Manifest, others: Mapping[str, Tensor], budget: BitBudget) -> None:
     size = file_bytes(manifest, others)
     if budget.max_bytes is not None and size > budget.max_bytes:
         raise BudgetError(
             f"the checkpoint would take {size} bytes, the budget is {budget.max_bytes}"
         )
-    written = write_checkpoint(path, manifest, layers, others)
-    return WrittenCheckpoint(path, written, path.stat().st_size)
 
 
 @torch.no_grad()

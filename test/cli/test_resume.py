@@ -1,5 +1,6 @@
 """Killed at any stage and started again: the same bytes, or a refusal that says why."""
 
+import json
 import shutil
 import signal
 from pathlib import Path
@@ -12,9 +13,11 @@ from qvla_ros.cli.main import main
 
 NEVER = 1000
 STAGES = 10  # of the tiny network
-# Files before the codes: the purpose and an estimate; the table is written twice.
-PURPOSE, SWEEPS, PLAN = 2, STAGES, 3
-MEASURED = PURPOSE + SWEEPS + PLAN
+# Files before the codes: the purpose and an estimate; what it took, and the table twice; the
+# plan and another estimate.
+PURPOSE, SWEEPS, TABLE, PLAN = 2, STAGES, 3, 2
+MEASURED = PURPOSE + SWEEPS + TABLE + PLAN
+CODED = MEASURED + STAGES + 1
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +42,10 @@ def uninterrupted(inputs, tmp_path_factory) -> Path:
 
 KILLS = {
     "in the middle of the sweep": [6],
-    "when the table is written": [PURPOSE + SWEEPS + 1],
+    "when the table is written": [PURPOSE + SWEEPS + 2],
     "in the middle of the codes": [MEASURED + 5],
-    "when the result is weighed": [MEASURED + STAGES + 1],
-    "when the result is written": [MEASURED + STAGES + 3],
+    "when the result is weighed": [CODED + 1],
+    "when the result is written": [CODED + 3],
     "again and again": [1, 2, 9],
 }
 
@@ -55,8 +58,12 @@ def test_a_killed_run_goes_on_to_the_same_bytes(inputs, uninterrupted, tmp_path,
     assert main(words(inputs, out)) == 0
     assert out.read_bytes() == uninterrupted.read_bytes()
     left = {path.name.removeprefix("policy") for path in tmp_path.iterdir()}
-    assert left == {"", ".config.yaml", ".plan.safetensors", ".table.safetensors"}
-    assert ("measuring" in capsys.readouterr().err) == (KILLS[kill][-1] <= PURPOSE + SWEEPS + 1)
+    kept = (".config.yaml", ".estimates.json", ".plan.safetensors", ".table.safetensors")
+    assert left == {"", *kept}
+    assert ("measuring" in capsys.readouterr().err) == (KILLS[kill][-1] <= PURPOSE + SWEEPS + 2)
+    steps = json.loads((tmp_path / "policy.estimates.json").read_text())
+    assert all({"estimated", "took"} == set(one) for one in steps.values())
+    assert set(steps) == {"measuring", "quantizing"}
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import pytest
 from qvla_ros.checkpoint.reader import read_checkpoint
 from qvla_ros.evaluate import load_bench
 from qvla_ros.evaluate.load_bench import LoadResult, measure_load, write_synthetic_checkpoint
+from qvla_ros.policy.policy import load_policy
 
 
 @pytest.fixture
@@ -31,6 +32,13 @@ def test_what_stays_and_the_peak_hold_at_least_the_layers(checkpoint) -> None:
     assert result.layer_bytes >= sum(layer.nbytes for layer in layers.values())
     assert result.peak_bytes >= result.steady_bytes > 0
     assert result.seconds > 0
+
+
+def test_a_checkpoint_of_a_network_is_loaded_as_a_whole_policy(packed_checkpoint) -> None:
+    """Its embedding, head and tokenizer count too; only its packed layers used to be loaded."""
+    result = measure_load(packed_checkpoint)
+    assert result.layer_bytes == sum(load_policy(packed_checkpoint).memory_bytes().values())
+    assert result.peak_bytes >= result.layer_bytes
 
 
 def test_a_file_that_is_no_checkpoint_fails(tmp_path, capfd) -> None:

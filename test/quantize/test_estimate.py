@@ -1,5 +1,9 @@
 """What a run will take, told before it starts."""
 
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 from tiny_model import tiny_folder, tiny_observation
 
@@ -14,7 +18,6 @@ from qvla_ros.quantize.estimate import (
     flop_rate,
     measure_estimate,
     quantize_estimate,
-    total_memory,
 )
 from qvla_ros.quantize.journal import Journal
 from qvla_ros.quantize.pipeline import calibrate, measure_model
@@ -58,28 +61,65 @@ def test_the_expected_tokens_are_about_those_that_the_layers_see(tmp_path):
     model = open_model(tiny_folder(tmp_path / "tiny"))
     frames = calibrate(model, [tiny_observation(seed) for seed in range(3)], 3)
     table = measure_model(model, frames, settings=MeasureSettings(probes=1))
-    expected = expected_tokens(model.network, frames)
+    expected = expected_tokens(model.network, frames.frames[0], 3)
     for name, weights in table.token_weights.items():
         assert 0.5 * len(weights) <= expected[name] <= 2 * len(weights), name
 
 
-def test_the_memory_of_the_machine_is_read_from_the_kernel():
-    assert total_memory(["MemFree: 1 kB", "MemTotal:       24573432 kB"]) == 24573432 * 1024
-    assert total_memory([]) is None
+def test_checking_the_result_counts_and_may_be_the_peak():
+    """Loading the packed file to weigh it, with the unpacked weights in float32."""
+    few = quantize_estimate(workload(2), 3.9, 1e11)
+    heavy = replace(workload(2), other_weights=3_000_000_000)
+    assert quantize_estimate(heavy, 3.9, 1e11).memory_bytes - few.memory_bytes > 4 * 2_600_000_000
 
 
-def test_a_run_that_needs_more_memory_than_there_is_is_refused(tmp_path, monkeypatch, capsys):
-    meminfo = tmp_path / "meminfo"
-    meminfo.write_text("MemTotal: 8000000 kB\n")
-    monkeypatch.setattr(estimates, "_MEMINFO", meminfo)
+def test_a_measurement_needs_disk_for_what_the_journal_keeps_of_every_probe():
+    few, many = (measure_estimate(workload(2, 8), probes, 1e11) for probes in (2, 8))
+    assert many.disk_bytes - few.disk_bytes == 2 * 6 * workload(2, 8).kept_states()
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """8 GB of memory and 5 GB of disk."""
+    memory = {"machine_available": 7_500_000_000, "process_resident": 500_000_000}
+    monkeypatch.setattr("qvla_ros.policy.memory.process_memory", lambda: memory)
+    disk = SimpleNamespace(free=5_000_000_000)
+    monkeypatch.setattr("qvla_ros.cli.estimates.shutil.disk_usage", lambda path: disk)
+
+
+def test_a_run_that_needs_more_memory_than_there_is_is_refused(machine, capsys):
     estimates.announce("measuring", Estimate(8_000_000_000, 10, 60.0))
     assert "8.0 GB of memory, 0.0 GB of disk, 1 min" in capsys.readouterr().err
-    with pytest.raises(ConfigurationError, match=r"this machine has 8\.2 GB"):
+    with pytest.raises(ConfigurationError, match=r"8\.0 GB are available: .* fewer --frames"):
         estimates.announce("measuring", Estimate(9_000_000_000, 10, 60.0))
 
 
-def test_the_estimate_is_kept_and_held_against_the_truth(tmp_path, capsys):
+def test_a_run_that_needs_more_disk_than_there_is_is_refused(machine, tmp_path):
+    work = tmp_path / "not yet" / "out.work"
+    estimates.announce("measuring", Estimate(1, 5_000_000_000, 60.0), work)
+    with pytest.raises(ConfigurationError, match=r"6\.0 GB of disk, .* has 5\.0 GB: .*--work"):
+        estimates.announce("measuring", Estimate(1, 6_000_000_000, 60.0), work)
+
+
+def test_what_an_interrupted_run_has_written_is_not_wanted_again(machine, tmp_path):
+    with (tmp_path / "stage-0000.safetensors").open("wb") as file:
+        file.truncate(2_000_000_000)
+    estimates.announce("measuring", Estimate(1, 6_000_000_000, 60.0), tmp_path)
+
+
+def test_the_estimates_of_all_steps_are_kept_with_what_they_took(tmp_path, capsys):
+    """The second step's used to be lost, because the first had a file already."""
     journal = Journal(tmp_path / "work", {})
-    with estimates.estimated("quantizing", Estimate(1, 2, 3.0), journal):
-        assert '"seconds": 3.0' in (tmp_path / "work" / "estimate.json").read_text()
+    kept = tmp_path / "work" / "estimates.json"
+    with estimates.estimated("measuring", Estimate(1, 2, 3.0), journal, ["b", "a"]) as clock:
+        assert json.loads(kept.read_text())["measuring"]["estimated"]["seconds"] == 3.0
+        tell = clock.before(lambda done, total: None)
+        tell(1, 2)
+        tell(2, 2)
+    with estimates.estimated("quantizing", Estimate(1, 2, 3.0), journal, []):
+        pass
+    found = json.loads(kept.read_text())
+    assert list(found) == ["measuring", "quantizing"]
+    assert list(found["measuring"]["took"]["stage_seconds"]) == ["b", "a"]
+    assert found["quantizing"]["took"]["seconds"] >= 0
     assert "quantizing took" in capsys.readouterr().err

@@ -20,6 +20,7 @@ from qvla_ros.quantize.pipeline import (
     plan_bits,
     quantize_model,
     write_quantized,
+    write_weighed,
 )
 from qvla_ros.quantize.quantized_model import fake_quantized
 from qvla_ros.quantize.sensitivity import MeasureSettings
@@ -67,6 +68,21 @@ def test_the_deployed_policy_acts_as_the_fake_quantized_network(model, quantized
         policy.normalized_actions(inputs), twin(inputs), rtol=1e-4, atol=1e-5
     )
     assert (twin(inputs) - model.network(inputs)).abs().max() > 1e-3
+
+
+def test_a_candidate_that_was_weighed_is_the_checkpoint_that_is_written_at_once(
+    model, quantized, tmp_path
+):
+    """So that its layers need not be held in memory while it is loaded and weighed."""
+    figures = {"heldout_action_error": 0.25}
+    whole = write_quantized(model, quantized, FOUR, tmp_path / "whole", figures)
+    candidate = write_quantized(model, quantized, FOUR, tmp_path / "candidate").path
+    weighed = write_weighed(candidate, figures, FOUR, tmp_path / "weighed")
+    assert weighed.path.read_bytes() == whole.path.read_bytes()
+    assert weighed.manifest.sha256 == whole.manifest.sha256
+    tight = BitBudget(max_bytes=whole.file_bytes - 1)
+    with pytest.raises(BudgetError, match="would take"):
+        write_weighed(candidate, figures, tight, tmp_path / "tight")
 
 
 def test_the_checkpoint_carries_processing_and_quality(model, calibration, table, tmp_path):
