@@ -166,21 +166,12 @@ def export_folder(checkpoint: Path, folder: Path) -> Path:
 
     Raises:
         CheckpointError: The checkpoint is corrupt.
-        ConfigurationError: The folder exists.
+        ConfigurationError: The folder exists, or cannot be written; nothing of it is left then.
     """
     packed = read_checkpoint(checkpoint)
     tensors = dict(packed.tensors)
     for layer in packed.layers.values():
         tensors |= layer_to_tensors(layer)
-    try:
-        folder.mkdir(parents=True)
-    except FileExistsError:
-        raise ConfigurationError(f"{folder} exists already: name another folder") from None
-    weights = folder / "model.safetensors"
-    try:
-        os.link(checkpoint, weights)
-    except OSError:
-        shutil.copyfile(checkpoint, weights)
     config = {
         "model_type": METHOD,
         "architectures": [QvlaModel.__name__],
@@ -191,9 +182,30 @@ def export_folder(checkpoint: Path, folder: Path) -> Path:
             for name, tensor in sorted(tensors.items())
         },
     }
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        raise ConfigurationError(f"{folder} exists already: name another folder") from None
+    except OSError as error:
+        raise ConfigurationError(f"{folder} cannot be written: {error}") from error
+    try:
+        _fill_folder(folder, checkpoint, config)
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise ConfigurationError(f"{folder} cannot be written: {error}") from error
+        raise
+    return folder
+
+
+def _fill_folder(folder: Path, checkpoint: Path, config: dict[str, Any]) -> None:
+    weights = folder / "model.safetensors"
+    try:
+        os.link(checkpoint, weights)
+    except OSError:
+        shutil.copyfile(checkpoint, weights)
     with atomic_file(folder / "config.json") as file:
         file.write(json.dumps(config, indent=1).encode())
-    return folder
 
 
 def _loaded(model: QvlaModel) -> PackedCheckpoint:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -41,6 +42,21 @@ def test_an_exported_folder_answers_bit_by_bit_what_the_checkpoint_answers(
         inputs = policy.processing.prepare(tiny_observation(seed))
         answer = model(inputs.pixels, inputs.token_ids, inputs.state)
         assert torch.equal(answer, policy.normalized_actions(inputs))
+
+
+def test_a_folder_that_cannot_be_written_is_named_and_nothing_is_left(
+    checkpoint, tmp_path, monkeypatch
+):
+    with pytest.raises(ConfigurationError, match="/proc/x/folder cannot be written"):
+        export_folder(checkpoint, Path("/proc/x/folder"))
+
+    def full(path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("qvla_ros.hf.atomic_file", full)
+    with pytest.raises(ConfigurationError, match="No space left"):
+        export_folder(checkpoint, tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
 
 
 @new

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qvla_ros.atomic_file import atomic_file
+from qvla_ros.cli.estimates import require_float_model
 from qvla_ros.cli.model_arguments import (
     add_bag_arguments,
     add_model_arguments,
@@ -129,6 +130,7 @@ def _begin(
     from qvla_ros.evaluate.method_comparison import MethodComparison, cell_keys
     from qvla_ros.quantize.rivals.registry import METHODS
 
+    require_float_model(arguments.model)
     model = load_model_of(arguments)
     heldout = _heldout(arguments, model)
     contest = _contest(arguments, model)

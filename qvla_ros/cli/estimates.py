@@ -134,18 +134,45 @@ def _keep(path: Path, steps: dict[str, object]) -> None:
         file.write(json.dumps({**kept, **steps}, indent=2).encode())
 
 
-def _require_room(what: str, estimate: "Estimate", work: Path | None) -> None:
+def require_float_model(folder: Path, bytes_each: int = 4) -> None:
+    """Refuse to load a float network as a whole that does not fit into memory.
+
+    Args:
+        folder: Of the model.
+        bytes_each: Of memory for one of its numbers.
+
+    Raises:
+        ConfigurationError: It does not fit.
+        UnsupportedModelError: The folder cannot be read.
+    """
+    from qvla_ros.models.folder_survey import survey_folder
+
+    wanted, there = bytes_each * survey_folder(folder).parameters, _memory_there()
+    if there is not None and wanted > there:
+        raise ConfigurationError(
+            f"this holds the whole float network of {folder}, which takes {wanted / 1e9:.1f} GB; "
+            f"{there / 1e9:.1f} GB of memory are available: end other programs, or use a smaller "
+            "model or another machine"
+        )
+
+
+def _memory_there() -> int | None:
+    """Bytes that this process may have in all; ``None`` if the system does not tell."""
     from qvla_ros.policy.memory import process_memory
 
     memory = process_memory()
-    if "machine_available" in memory:
-        there = memory["machine_available"] + memory.get("process_resident", 0)
-        if estimate.memory_bytes > there:
-            raise ConfigurationError(
-                f"{what} needs about {estimate.memory_bytes / 1e9:.1f} GB of memory, "
-                f"{there / 1e9:.1f} GB are available: end other programs, use fewer --frames, or "
-                "another machine"
-            )
+    available = memory.get("machine_available")
+    return None if available is None else available + memory.get("process_resident", 0)
+
+
+def _require_room(what: str, estimate: "Estimate", work: Path | None) -> None:
+    there = _memory_there()
+    if there is not None and estimate.memory_bytes > there:
+        raise ConfigurationError(
+            f"{what} needs about {estimate.memory_bytes / 1e9:.1f} GB of memory, "
+            f"{there / 1e9:.1f} GB are available: end other programs, use fewer --frames, or "
+            "another machine"
+        )
     if work is not None:
         _require_disk(what, estimate.disk_bytes, work)
 

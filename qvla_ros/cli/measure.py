@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qvla_ros.cli.estimates import announce_measuring, estimated
+from qvla_ros.cli.estimates import announce_measuring, estimated, require_float_model
 from qvla_ros.cli.facts import print_facts
 from qvla_ros.cli.model_arguments import (
     add_bag_arguments,
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from qvla_ros.quantize.journal import Journal
     from qvla_ros.quantize.sensitivity import MeasureSettings, SensitivityTable
 
+_EXACT_BYTES = 4 + 8  # single rows are measured in float64, for which the network is copied
 _TABLE = "table.safetensors"  # in the work folder
 
 HELP = "measure the action-space sensitivity of every row at every bit width"
@@ -77,7 +78,8 @@ def run(arguments: argparse.Namespace) -> int:
     from qvla_ros.quantize.storage import save_table
 
     use_threads(arguments)
-    # Single rows are measured in float64, for which the whole network is copied.
+    if arguments.exact_rows:
+        require_float_model(arguments.model, _EXACT_BYTES)
     model = load_model_of(arguments) if arguments.exact_rows else open_model_of(arguments)
     metric = action_metric(arguments, model.processing)
     observations = read_observations(arguments, model.processing.settings.robot)

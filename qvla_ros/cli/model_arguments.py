@@ -45,7 +45,9 @@ def open_model_of(arguments: argparse.Namespace) -> "LoadedModel":
     """The float network that the arguments name, its weights left in the folder until needed."""
     from qvla_ros.models.registry import open_model
 
-    size = sum(file.stat().st_size for file in arguments.model.glob("*.safetensors"))
+    size = sum(
+        file.stat().st_size for file in arguments.model.glob("*.safetensors") if file.is_file()
+    )
     if size > _LARGE_BYTES:
         print(f"{arguments.model}: checking all {size / 1e9:.1f} GB", file=sys.stderr, flush=True)
     return open_model(arguments.model, arguments.unnorm_key, arguments.robot)

@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         facts["action_error"] = error.to_json()
     print_facts(facts, arguments.json)
-    # Written so that an error that is not a number fails too.
+    # Written so that a threshold that is not a number fails too.
     if arguments.max_error is not None and not error.mean_l1 <= arguments.max_error:
         print(f"action error {error.mean_l1:.4f} > {arguments.max_error}", file=sys.stderr)
         return 1

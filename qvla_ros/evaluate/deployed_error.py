@@ -7,6 +7,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from qvla_ros.errors import CheckpointError
 from qvla_ros.evaluate.comparison import NormalizedActions
 from qvla_ros.evaluate.fidelity import ActionError
 from qvla_ros.models.network import ModelInputs
@@ -27,7 +28,8 @@ def deployed_error(
     """Ask both about every frame; the checkpoint one at a time, as on a robot.
 
     Raises:
-        CheckpointError: The checkpoint cannot be read.
+        CheckpointError: The checkpoint cannot be read, or it or the network answers something
+            that is no finite number.
     """
     policy = load_policy(checkpoint)
     exact = NormalizedActions(_float_answers(model, frames))
@@ -36,7 +38,11 @@ def deployed_error(
         answers.append(policy.normalized_actions(frame)[0].numpy())
         if on_progress is not None:
             on_progress(done, len(frames))
-    return NormalizedActions(np.stack(answers)).error_against(exact, model.processing)
+    packed = NormalizedActions(np.stack(answers))
+    for name, found in ((model.model_id, exact), (str(checkpoint), packed)):
+        if not np.isfinite(found.values).all():
+            raise CheckpointError(f"{name} answers actions that are no finite numbers")
+    return packed.error_against(exact, model.processing)
 
 
 def _float_answers(model: LoadedModel, frames: Sequence[ModelInputs]) -> np.ndarray:

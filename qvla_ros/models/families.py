@@ -1,7 +1,7 @@
 """The families of models that are known: which network a folder or a checkpoint describes."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor
@@ -49,9 +49,17 @@ def plan_folder(folder: SmallFiles, robot: str | None) -> FolderPlan:
     """Decide by a folder's small files, and by the name of a robot where they leave that open.
 
     Raises:
-        UnsupportedModelError: A side file is missing or bad, or the robot does not fit.
+        UnsupportedModelError: A side file is missing or bad, the robot does not fit, or
+            ``config.json`` says what a checkpoint cannot carry.
     """
-    return _PLANS[folder.family](folder, robot)
+    plan = _PLANS[folder.family](folder, robot)
+    try:
+        from_json(type(plan.config), asdict(plan.config), "the network")
+    except ValueError as error:
+        raise UnsupportedModelError(
+            f"{folder.path / 'config.json'}: {error} (llama is its text_config)"
+        ) from error
+    return plan
 
 
 def empty_network_of(config: NetworkConfig) -> VlaNetwork:
@@ -102,8 +110,8 @@ def _constants(
         (head, "action_head", "model.fc2.weight"),
         (proprio, "proprio_projector", "fc1.weight"),
     ):
-        if name not in table:
-            raise UnsupportedModelError(f"{file}--*checkpoint.pt lacks the tensor {name!r}")
+        if name not in table or table[name].ndim != 2:
+            raise UnsupportedModelError(f"{file}--*checkpoint.pt lacks the matrix {name!r}")
     action_dim = head["model.fc2.weight"].shape[0]
     state_dim = proprio["fc1.weight"].shape[1]
     if robot is None:

@@ -115,7 +115,7 @@ def empty_network(config: NetworkConfig) -> VlaNetwork:
     try:
         with torch.device("meta"):
             network = empty_network_of(config)
-    except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise UnsupportedModelError(f"no network has this configuration: {error}") from error
     return network.eval()
 

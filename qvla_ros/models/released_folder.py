@@ -62,19 +62,24 @@ def open_small_files(path: Path) -> SmallFiles:
     for pattern, reason in _REFUSED.values():
         for found in path.glob(pattern):
             raise UnsupportedModelError(f"{found}: {reason}")
-    statistics_file = path / "dataset_statistics.json"
     return SmallFiles(
         path=path,
         family=_family(path, config),
         config=config,
         preprocessor=read_json(path / "preprocessor_config.json"),
-        statistics=(
-            read_json(statistics_file)
-            if statistics_file.exists()
-            else config.get("norm_stats", {})
-        ),
+        statistics=_statistics(path, config),
         tokenizer_json=_read_text(path / "tokenizer.json"),
     )
+
+
+def _statistics(path: Path, config: dict) -> dict:
+    file = path / "dataset_statistics.json"
+    if file.exists():
+        return read_json(file)
+    found = config.get("norm_stats")
+    if found is not None and not isinstance(found, dict):
+        raise UnsupportedModelError(f"{path / 'config.json'}: norm_stats must be an object")
+    return found or {}
 
 
 def _refuse_lora_alone(path: Path) -> None:

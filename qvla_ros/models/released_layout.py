@@ -74,12 +74,23 @@ def read_llama(config: dict) -> dict[str, int | float | str | bool | None]:
         raise UnsupportedModelError("config.json: text_config.model_type is not 'llama'")
     dropped = ("model_type", "torch_dtype", "dtype", "_name_or_path", "architectures")
     stated = {key: value for key, value in text.items() if key not in dropped}
-    llama = {**_LLAMA_DEFAULTS, **stated}
+    llama = {**_LLAMA_DEFAULTS, **_with_plain_rope(stated)}
     try:
         require_llama_sizes(llama)
     except ValueError as error:
         raise UnsupportedModelError(f"config.json: text_config: {error}") from error
     return llama
+
+
+def _with_plain_rope(text: dict) -> dict:
+    """``rope_parameters``, as transformers 5 writes them, in the older words; if they are plain."""
+    rope = text.get("rope_parameters")
+    if rope is None or not isinstance(rope, dict) or rope.get("rope_type", "default") != "default":
+        return text
+    if rope.keys() - {"rope_type", "rope_theta"}:
+        return text
+    rest = {key: value for key, value in text.items() if key != "rope_parameters"}
+    return {"rope_theta": rope["rope_theta"], **rest} if "rope_theta" in rope else rest
 
 
 def require_llama_sizes(llama: Mapping[str, object]) -> None:

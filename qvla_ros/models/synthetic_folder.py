@@ -36,8 +36,16 @@ def write_synthetic_folder(
         ``path``.
 
     Raises:
-        ConfigurationError: ``path`` or its ``.part`` exists, or the disk is too full.
+        ConfigurationError: ``path`` or its ``.part`` exists, or the disk is too full or cannot be
+            written to.
     """
+    try:
+        return _written(path, model, on_progress)
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be written: {error}") from error
+
+
+def _written(path: Path, model: SyntheticModel, on_progress: OnProgress | None) -> Path:
     partial = path.parent / f"{path.name}.part"
     for place in (path, partial):
         if place.exists():
@@ -75,7 +83,7 @@ class _Meter:
 
 def _write(folder: Path, model: SyntheticModel, meter: _Meter) -> None:
     for name, value in model.small_files().items():
-        (folder / name).write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        (folder / name).write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
     weights = _weights(model)
     weight_map: dict[str, str] = {}
     parts = list(_split(model.shapes, model.shards))

@@ -205,8 +205,17 @@ class FetchedEmbedding(nn.Embedding):
         self.source = source
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name of nn.Embedding)
-        """Rows for token ids, float32 ``[..., width]``."""
+        """Rows for token ids, float32 ``[..., width]``.
+
+        Raises:
+            UnsupportedModelError: The table has no such row; behind it lies another tensor.
+        """
         wanted, place = input.unique(return_inverse=True)
+        for token in wanted[(wanted < 0) | (wanted >= self.num_embeddings)].tolist():
+            raise UnsupportedModelError(
+                f"the token {token} is not among the {self.num_embeddings} of the embedding: the "
+                "tokenizer is of another model"
+            )
         return self.source.rows(wanted.tolist()).float()[place]
 
 

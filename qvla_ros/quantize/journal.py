@@ -6,6 +6,7 @@ together.
 """
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from torch import Tensor
 
 from qvla_ros.atomic_file import atomic_file
 from qvla_ros.errors import ConfigurationError
+
+STATES = "states-"
+"""How the names of folders begin that a run spills to and the next one has no use for."""
 
 _PURPOSE = "purpose.json"
 
@@ -34,15 +38,23 @@ class Journal:
 
         Raises:
             ConfigurationError: The folder was begun for something else (names what differs), or
-                holds other things than a journal.
+                holds other things than a journal, or cannot be written to.
         """
         self.folder = folder
         self.interval_s = interval_s
+        try:
+            self._open(dict(purpose))
+        except OSError as error:
+            raise ConfigurationError(f"{folder} cannot be worked in: {error}") from error
+
+    def _open(self, wanted: dict[str, str | int | float]) -> None:
+        folder = self.folder
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / _PURPOSE
-        wanted = dict(purpose)
         if file.exists():
             self._require_same(_read_purpose(file), wanted)
+            for stale in folder.glob(f"{STATES}*"):  # of a run that was killed
+                shutil.rmtree(stale)
         elif any(one.suffix != ".partial" for one in folder.iterdir()):
             raise ConfigurationError(
                 f"{folder} is neither empty nor a work folder: name another one with --work"

@@ -7,6 +7,7 @@ from pathlib import Path
 from safetensors.torch import load, save_file
 
 from qvla_ros.models.stages import State
+from qvla_ros.quantize.journal import STATES
 
 MEMORY_BYTES = 2 << 30
 """Of states that stay in memory; a frame takes 0.4 GB in a 7B network."""
@@ -29,7 +30,7 @@ class KeptStates:
             self._room -= size
             return lambda: state
         if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="states-", dir=self._parent)
+            self._folder = tempfile.TemporaryDirectory(prefix=STATES, dir=self._parent)
         path = Path(self._folder.name) / f"{self._files}.safetensors"
         self._files += 1
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, path)

@@ -189,9 +189,12 @@ def _save(
         for name, tensor in table.items()
     }
     text = json.dumps(description, sort_keys=True, allow_nan=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as file:
-        file.write(save(contiguous, metadata={_KEY: text}))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path) as file:
+            file.write(save(contiguous, metadata={_KEY: text}))
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be written: {error}") from error
 
 
 @contextmanager

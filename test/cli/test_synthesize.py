@@ -75,6 +75,11 @@ def test_a_folder_that_exists_is_an_error_of_the_user(folder, capsys):
     assert "exists already" in capsys.readouterr().err
 
 
+def test_a_place_that_cannot_be_written_is_an_error_of_the_user(capsys):
+    assert main(["synthesize", "/proc/x/m"]) == 2
+    assert "/proc/x/m cannot be written" in capsys.readouterr().err
+
+
 def test_openvla_is_not_made_for_a_robot_of_other_statistics(tmp_path, capsys):
     words = ["synthesize", str(tmp_path / "x"), "--family", "openvla", "--robot", "aloha"]
     assert main(words) == 2

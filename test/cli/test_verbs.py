@@ -4,8 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from small_inputs import small_inputs
 
+from qvla_ros.checkpoint.reader import read_checkpoint
+from qvla_ros.checkpoint.writer import write_checkpoint
 from qvla_ros.cli.main import VERBS, main
 from qvla_ros.quantize.storage import load_exact, load_table
 
@@ -170,6 +173,36 @@ def test_a_report_shows_all_that_a_folder_holds(inputs, tmp_path, capsys):
     assert "is no checkpoint" in capsys.readouterr().err
 
 
+def test_a_checkpoint_that_answers_no_numbers_is_an_error_that_names_it(
+    inputs, table, tmp_path, capsys
+):
+    """``--json`` used to end as a fault of the program, because JSON has no NaN."""
+    model, bag = inputs
+    plan, out = tmp_path / "plan", tmp_path / "out"
+    answer(capsys, "plan", table, "--uniform", 8, "--out", plan)
+    answer(capsys, "quantize", model, bag, "--frames", 3, "--plan", plan, "--out", out)
+    packed = read_checkpoint(out)
+    name = "float.action_head.model.fc2.bias"
+    tensors = {**packed.tensors, name: torch.full_like(packed.tensors[name], torch.nan)}
+    write_checkpoint(out, packed.manifest, packed.layers, tensors)
+    assert main(["verify", str(out), model, bag, "--json"]) == 2
+    assert f"{out} answers actions that are no finite numbers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words", [("measure", "{bag}", "--exact-rows", "4"), ("compare", "{bag}", "--heldout", "x")]
+)
+def test_a_float_model_that_does_not_fit_is_refused_before_it_is_loaded(
+    inputs, tmp_path, capsys, monkeypatch, words
+):
+    memory = {"machine_available": 100_000, "process_resident": 1000}
+    monkeypatch.setattr("qvla_ros.policy.memory.process_memory", lambda: memory)
+    verb, *rest = (word.format(bag=inputs[1]) for word in words)
+    assert main([verb, inputs[0], *rest, "--out", str(tmp_path / "out")]) == 2
+    assert "holds the whole float network" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_peak_of_memory_is_told(inputs, capsys):
     assert main(["inspect", inputs[0]]) == 0
     assert capsys.readouterr().err.splitlines()[-1].startswith("qvla inspect: peak memory ")
@@ -243,6 +276,14 @@ FAULTS = {
     ),
     "nowhere to write": (["plan", "{table}", "--bits", "4"], "--dry-run"),
     "no such configuration": (["measure", "--config", "{tmp}/absent"], "absent"),
+    "nowhere to write a plan": (
+        ["plan", "{table}", "--bits", "4", "--out", "/proc/x/plan"],
+        "/proc/x/plan cannot be written",
+    ),
+    "nowhere to work": (
+        ["measure", "{model}", "{bag}", "--frames", "3", "--out", "/proc/x/table"],
+        "/proc has 0.0 GB",
+    ),
     "a folder as a checkpoint": (["verify", "{model}", "{model}", "{bag}"], "not a regular file"),
 }
 

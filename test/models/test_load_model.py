@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from tiny_model import tiny_folder, tiny_observation
 
 from qvla_ros.errors import UnsupportedModelError
+from qvla_ros.models.families import config_from_json
 from qvla_ros.models.processing import stack_inputs
 from qvla_ros.models.registry import load_model
 
@@ -66,6 +67,23 @@ def take_the_head_away(folder: Path) -> None:
 
 def cut_the_end(shard: Path) -> None:
     shard.write_bytes(shard.read_bytes()[:-1])
+
+
+def link_nowhere(file: Path) -> None:
+    file.unlink()
+    file.symlink_to(file.parent / "blobs" / "absent")
+
+
+def with_norm_stats(value):
+    def change(folder: Path) -> None:
+        (folder / "dataset_statistics.json").unlink()
+        edit_json(folder / "config.json", lambda c: c.update(norm_stats=value))
+
+    return change
+
+
+def with_llama(**keys):
+    return lambda f: edit_json(f / "config.json", lambda c: c["text_config"].update(keys))
 
 
 def test_a_folder_in_the_released_layout_gives_finite_actions(pristine):
@@ -276,6 +294,39 @@ FAULTS = {
         ),
         "list of two",
     ),
+    "statistics that are a list": (with_norm_stats([1]), "norm_stats must be an object"),
+    "statistics that are null": (with_norm_stats(None), "no data set"),
+    "statistics of a data set that are null": (
+        lambda f: edit_json(f / "dataset_statistics.json", lambda s: s.update(tiny=None)),
+        "'tiny'",
+    ),
+    "a projector whose matrix is a vector": (
+        lambda f: torch.save(
+            {"module.fc1.weight": torch.zeros(3)}, f / "proprio_projector--7_checkpoint.pt"
+        ),
+        "proprio_projector.*lacks the matrix 'fc1.weight'",
+    ),
+    "a head whose matrix is a number": (
+        lambda f: torch.save(
+            {"module.model.fc2.weight": torch.tensor(1.0)}, f / "action_head--7_checkpoint.pt"
+        ),
+        "action_head.*lacks the matrix 'model.fc2.weight'",
+    ),
+    # What is nested was accepted here, and refused hours later when the result was loaded.
+    "rotary positions that are scaled": (
+        with_llama(rope_parameters={"rope_theta": 1e4, "rope_type": "linear", "factor": 2.0}),
+        r"config\.json: the network\.llama\.rope_parameters must be",
+    ),
+    "rotary scaling without its factor": (
+        with_llama(rope_scaling={"rope_type": "linear"}),
+        r"llama\.rope_scaling must be",
+    ),
+    "a list of end tokens": (with_llama(eos_token_id=[1, 2]), r"llama\.eos_token_id must be"),
+    "an activation that nobody knows": (with_llama(hidden_act="glue"), "glue"),
+    "a dangling link to a shard": (
+        lambda f: link_nowhere(f / "model-00002-of-00002.safetensors"),
+        "model-00002-of-00002",
+    ),
 }
 
 
@@ -285,6 +336,18 @@ def test_a_faulty_folder_is_refused_with_the_culprit(folder, fault):
     spoil(folder)
     with pytest.raises(UnsupportedModelError, match=message):
         load_model(folder)
+
+
+@pytest.mark.parametrize("extra", [{"rope_type": "default"}, {}])
+def test_plain_rotary_positions_in_the_words_of_transformers_5_are_read(folder, extra):
+    with_llama(rope_parameters={"rope_theta": 500.0, **extra})(folder)
+    model = load_model(folder)
+    kept = model.network.config.llama
+    assert kept["rope_theta"] == 500.0
+    assert "rope_parameters" not in kept
+    places = torch.arange(0, 8, 2) / 8
+    torch.testing.assert_close(model.network.llama.rotary_emb.inv_freq, 500.0**-places)
+    assert config_from_json("openvla_oft", asdict(model.network.config)) == model.network.config
 
 
 def test_several_statistics_need_a_key(folder):

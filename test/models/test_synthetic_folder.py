@@ -13,7 +13,9 @@ from synthetic import synthetic_model
 from qvla_ros.errors import ConfigurationError
 from qvla_ros.models.golden_input import golden_observation
 from qvla_ros.models.network import ACTIONS
-from qvla_ros.models.registry import load_model
+from qvla_ros.models.openvla_oft import OpenVlaOftConfig
+from qvla_ros.models.registry import empty_network, load_model
+from qvla_ros.models.released_layout import dead_tensors, read_llama, read_towers
 from qvla_ros.models.synthetic_folder import write_synthetic_folder
 from qvla_ros.models.synthetic_model import SCALES, SyntheticModel, count_numbers
 from qvla_ros.models.synthetic_tokenizer import SIZE, synthetic_tokenizer
@@ -182,7 +184,25 @@ def test_progress_ends_at_the_bytes_that_were_promised(tmp_path):
     assert told[-1] == (TINY.file_bytes, TINY.file_bytes)
 
 
-def test_every_scale_makes_a_network():
-    for towers, llama in SCALES.values():
-        model: SyntheticModel = replace(TINY, towers=towers, llama=llama)
-        assert math.isclose(model.file_bytes, 2 * count_numbers(model.shapes), rel_tol=0.2)
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_scale_makes_a_network(scale):
+    towers, llama = SCALES[scale]
+    model: SyntheticModel = replace(TINY, towers=towers, llama=llama)
+    assert math.isclose(model.file_bytes, 2 * count_numbers(model.shapes), rel_tol=0.2)
+    config, robot = model.config(), model.robot
+    towers = read_towers(config)
+    network = empty_network(
+        OpenVlaOftConfig(
+            towers=towers,
+            llama=read_llama(config),
+            views=len(robot.image_names),
+            horizon=robot.horizon,
+            action_dim=robot.action_dim,
+            state_dim=robot.state_dim,
+        )
+    )
+    unused = dead_tensors(towers) | {"language_model.lm_head.weight"}
+    running = {name: shape for name, shape in model.shapes.items() if name not in unused}
+    side = sum(count_numbers(shapes) for _, shapes in model.side_shapes.values())
+    found = sum(parameter.numel() for parameter in network.parameters())
+    assert found == count_numbers(running) + side

@@ -52,6 +52,15 @@ def test_no_weight_matrix_is_in_memory(folder):
     )
 
 
+@pytest.mark.parametrize("token", [256, -1])
+def test_a_token_that_the_embedding_has_not_is_refused(folder, token):
+    """The bytes behind the table, another tensor's, used to be taken for its row."""
+    embedding = open_model(folder).network.llama.embed_tokens
+    assert embedding(torch.tensor([[255, 0]])).shape == (1, 2, 32)
+    with pytest.raises(UnsupportedModelError, match=f"token {token} is not among the 256"):
+        embedding(torch.tensor([[3, token]]))
+
+
 def test_a_copy_fetches_from_the_same_place_until_it_is_told_otherwise(folder):
     network = open_model(folder).network
     twin = copy.deepcopy(network)

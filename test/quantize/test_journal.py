@@ -1,5 +1,7 @@
 """Finished parts of a computation, and going on from them."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from tiny_model import tiny_folder, tiny_observation
@@ -8,6 +10,7 @@ from qvla_ros.errors import ConfigurationError
 from qvla_ros.models.registry import load_model
 from qvla_ros.quantize.bit_plan import BitBudget
 from qvla_ros.quantize.journal import Journal
+from qvla_ros.quantize.kept_states import KeptStates
 from qvla_ros.quantize.pipeline import calibrate, measure_model, plan_bits, quantize_model
 from qvla_ros.quantize.sensitivity import MeasureSettings
 
@@ -24,6 +27,23 @@ def test_a_part_is_what_was_saved(tmp_path):
     assert again.load("other") is None
     again.clear()
     assert again.load("part") is None
+
+
+def test_what_a_killed_run_spilled_goes_when_the_next_one_begins(tmp_path):
+    """Tens of gigabytes used to stay until the end, beside those of the run that went on."""
+    Journal(tmp_path, PURPOSE)
+    (tmp_path / "states-killed").mkdir()
+    (tmp_path / "states-killed" / "0.safetensors").write_bytes(b"much")
+    Journal(tmp_path, PURPOSE)
+    assert [one.name for one in tmp_path.iterdir()] == ["purpose.json"]
+    alive = KeptStates(tmp_path, memory_bytes=0)
+    state = {"hidden": torch.ones(2)}
+    assert alive.keep(state)()["hidden"].equal(state["hidden"])
+
+
+def test_a_folder_that_cannot_be_written_is_named():
+    with pytest.raises(ConfigurationError, match="/proc/x/work cannot be worked in"):
+        Journal(Path("/proc/x/work"), PURPOSE)
 
 
 CHANGES = {
