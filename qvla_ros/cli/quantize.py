@@ -27,6 +27,7 @@ from qvla_ros.errors import BudgetError, ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from qvla_ros.cli.estimates import StageClock
     from qvla_ros.models.network import ModelInputs
     from qvla_ros.models.registry import LoadedModel
     from qvla_ros.observation import Observation
@@ -199,28 +200,30 @@ def _write(
     from qvla_ros.quantize.pipeline import write_weighed
     from qvla_ros.quantize.storage import save_plan
 
-    candidate = _candidate(model, plan, calibration, journal)
     frames, kind = quality_frames
-    with Progress(len(frames), "comparing actions") as progress:
-        error = deployed_error(candidate, model, frames, progress.set)
-    figures = quality(error, kind, len(frames))
-    save_plan(plan, beside(arguments.out, "plan.safetensors"))
-    return write_weighed(candidate, figures, plan.budget, arguments.out)
+    estimate = quantize_estimate_of(model, plan, len(calibration.frames))
+    stages = [stage.name for stage in model.network.stages()]
+    with estimated("quantizing", estimate, journal, stages) as clock:
+        candidate = _candidate(model, plan, calibration, journal, clock)
+        with Progress(len(frames), "comparing actions") as progress:
+            error = deployed_error(candidate, model, frames, progress.set)
+        figures = quality(error, kind, len(frames))
+        save_plan(plan, beside(arguments.out, "plan.safetensors"))
+        return write_weighed(candidate, figures, plan.budget, arguments.out)
 
 
 def _candidate(
-    model: "LoadedModel", plan: "BitPlan", calibration: "CalibrationSet", journal: "Journal"
+    model: "LoadedModel",
+    plan: "BitPlan",
+    calibration: "CalibrationSet",
+    journal: "Journal",
+    clock: "StageClock",
 ) -> Path:
     """The packed file in the work folder; its layers are not held any longer."""
     from qvla_ros.quantize.pipeline import quantize_model, write_quantized
 
-    estimate = quantize_estimate_of(model, plan, len(calibration.frames))
-    stages = [stage.name for stage in model.network.stages()]
     candidate = journal.folder / "candidate.qvla.safetensors"
-    with (
-        estimated("quantizing", estimate, journal, stages) as clock,
-        Progress(len(stages), "quantizing") as progress,
-    ):
+    with Progress(len(model.network.stages()), "quantizing") as progress:
         told = clock.before(progress.set)
         quantized = quantize_model(model, plan, calibration, told, journal)
     write_quantized(model, quantized, plan.budget, candidate)
