@@ -29,7 +29,7 @@ class Overhead:
     Attributes:
         sent_ms: Until the node handed the chunk to DDS, as its ``publish_stamp`` says.
         arrived_ms: Until a callback of the sensors' process had the chunk.
-        sensed_ms: Until the sensors had handed the last image to DDS; it is part of the others.
+        sensed_ms: Until the sensors had handed all of the frame to DDS; it is part of the others.
         frames: Frames sent.
         load: Processes that ran or waited on this machine in the minute before, on average.
     """
@@ -47,6 +47,7 @@ class Overhead:
             "overhead_ms": _percentiles(self.sent_ms),
             "overhead_ms_until_arrival": _percentiles(self.arrived_ms),
             "overhead_ms_of_which_sensors": _percentiles(self.sensed_ms),
+            "overhead_ms_after_the_sensors": _percentiles(self.sent_ms - self.sensed_ms),
             "overhead_chunks": len(self.sent_ms),
             "overhead_frames": self.frames,
             "overhead_load_before": round(self.load, 2),
@@ -85,10 +86,11 @@ def measure_overhead(duration_s: float) -> Overhead:
             sensors.spin_until(lambda: False, 0.2)
         finally:
             sensors.close()
+    answers = [(at_ns, chunk) for at_ns, chunk in arrived if chunk.horizon]
     return Overhead(
-        np.array([_sent_ms(chunk) for _, chunk in arrived if chunk.horizon]),
-        np.array([_since_ms(chunk, at_ns) for at_ns, chunk in arrived if chunk.horizon]),
-        np.array(sensors.send_ns) / 1e6,
+        np.array([_sent_ms(chunk) for _, chunk in answers]),
+        np.array([_since_ms(chunk, at_ns) for at_ns, chunk in answers]),
+        np.array([sensors.send_ns[stamp_to_ns(c.header.stamp)] for _, c in answers]) / 1e6,
         round(duration_s * RATE_HZ),
         load,
     )

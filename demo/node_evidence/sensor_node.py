@@ -36,7 +36,8 @@ class SensorNode(Node):
         on_chunk: Called with each message of the policy node.
 
     Attributes:
-        send_ns: From each frame's stamp until its last image was handed to DDS, nanoseconds.
+        send_ns: Each frame's stamp to the time from then until all of it was handed to DDS,
+            nanoseconds.
     """
 
     def __init__(self, width: int, height: int, on_chunk: Callable[[ActionChunk], None]) -> None:
@@ -52,7 +53,7 @@ class SensorNode(Node):
         image = Image(encoding="rgb8", height=height, width=width, step=3 * width, data=pixels)
         state = JointState(name=["x", "y"], position=[0.5, 0.5])
         self._image_bytes, self._state_bytes = map(_stampable, (image, state))
-        self.send_ns: list[int] = []
+        self.send_ns: dict[int, int] = {}
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self)
 
@@ -71,7 +72,7 @@ class SensorNode(Node):
         for camera in self._cameras:
             camera.publish(image)
         self._state.publish(_stamped(self._state_bytes, now_ns))
-        self.send_ns.append(self.now_ns() - now_ns)
+        self.send_ns[now_ns] = self.now_ns() - now_ns
         return now_ns
 
     def spin_until(self, reached: Callable[[], bool], timeout_s: float) -> bool:

@@ -13,7 +13,7 @@ from torch import nn
 from qvla_ros.action_chunk import ActionChunk
 from qvla_ros.checkpoint.faults import CheckpointFault
 from qvla_ros.checkpoint.reader import PackedCheckpoint, read_checkpoint
-from qvla_ros.checkpoint.tensor_names import GOLDEN_TENSOR, TOKENIZER_TENSOR
+from qvla_ros.checkpoint.tensor_names import FLOAT_PREFIX, GOLDEN_TENSOR, TOKENIZER_TENSOR
 from qvla_ros.errors import CheckpointError, ConfigurationError, UnsupportedModelError
 from qvla_ros.kernels.cuda_device import device_errors, resolve_device
 from qvla_ros.kernels.quantized_linear import QuantizedLinear
@@ -210,7 +210,10 @@ def policy_of(
     kernel: str = AUTO,
     compute_dtype: torch.dtype | None = None,
 ) -> Policy:
-    """The policy of a packed checkpoint, run module by module; see ``load_policy``."""
+    """The policy of a packed checkpoint, run module by module; see ``load_policy``.
+
+    It takes the tensors that it converts out of ``checkpoint``.
+    """
     manifest = checkpoint.manifest
     network = _packed_network(checkpoint, kernel, compute_dtype or default_compute_dtype())
     settings = ProcessingSettings.from_json(manifest.processing)
@@ -274,7 +277,7 @@ def _packed_network(checkpoint: PackedCheckpoint, kernel: str, dtype: torch.dtyp
             fault=CheckpointFault.NETWORK,
         )
     network = empty_network(config_from_json(manifest.family, manifest.model_config))
-    parameters = {name: tensor.to(dtype) for name, tensor in checkpoint.parameters().items()}
+    parameters = _taken_parameters(checkpoint, dtype)
     _require_layers(network, checkpoint)
     for name, packed in checkpoint.layers.items():
         bias = parameters.pop(f"{name}.bias", None)
@@ -285,6 +288,12 @@ def _packed_network(checkpoint: PackedCheckpoint, kernel: str, dtype: torch.dtyp
     except UnsupportedModelError as error:
         raise CheckpointError(str(error), fault=CheckpointFault.NETWORK) from error
     return network
+
+
+def _taken_parameters(checkpoint: PackedCheckpoint, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The unpacked parameters, out of the checkpoint, so that none is held in two dtypes."""
+    names = list(checkpoint.parameters())
+    return {name: checkpoint.tensors.pop(FLOAT_PREFIX + name).to(dtype) for name in names}
 
 
 def _require_layers(network: VlaNetwork, checkpoint: PackedCheckpoint) -> None:
