@@ -170,7 +170,11 @@ def test_results_are_read_by_file_and_function_and_a_skipped_test_has_not_passed
     report.rename(results / "test_a.xunit.xml")
     with pytest.raises(ValueError, match="no results of test_b"):
         counted(tmp_path / "build", ["test_a", "test_b"])
-    assert counted(tmp_path / "build", ["test_a"]) == {"colcon_tests": 3, "colcon_tests_failed": 1}
+    assert counted(tmp_path / "build", ["test_a"]) == {
+        "colcon_tests": 3,
+        "colcon_tests_failed": 1,
+        "colcon_failures": ["test_x[2]: "],
+    }
     table = "<!-- tests: faults -->\n| event | test |\n|---|---|\n| e | `test_a::test_x` |\n\nmore"
     assert rows_and_tests(table) == {"e": [("test_a", "test_x")]}
 
