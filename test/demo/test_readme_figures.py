@@ -1,4 +1,4 @@
-"""The README's table of methods is what the evidence file says."""
+"""The README's tables are what the evidence files say."""
 
 import json
 import re
@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-EVIDENCE = json.loads((ROOT / "evidence" / "method.json").read_text(encoding="utf-8"))
+
+
+def evidence(name: str) -> dict:
+    """What one of the evidence files holds."""
+    return json.loads((ROOT / "evidence" / name).read_text(encoding="utf-8"))
+
+
+EVIDENCE = evidence("method.json")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -48,3 +55,34 @@ def test_the_rank_correlations_are_those_measured():
     for bits, scores in EVIDENCE["spearman_by_width"].items():
         row = next(row for row in table_after("rank correlation") if row[0] == f"{bits} bits")
         assert row[1:] == [f"{scores[name]:.3f}" for name in ("ours", "norm-product", "qvla-code")]
+
+
+def test_the_speeds_of_kernels_are_those_measured():
+    found = evidence("runtime.json")
+    head, *rows = table_after("speed over bf16")
+    for row in rows:
+        name = re.search(r"`(.+)`", row[0]).group(1)
+        for tokens, told in zip(head[1:], row[1:], strict=True):
+            assert told == f"{found[f'cpu_{name}_ratio_m{tokens.split()[0]}']:.2f}"
+
+
+@pytest.mark.parametrize("name", ["runtime.json", "node.json"])
+def test_a_figure_is_the_one_that_was_measured_to_the_digits_that_are_told(name):
+    found = evidence(name)
+    rows = table_after(f"figure of `{name}`")[1:]
+    for what, told in rows:
+        value = found
+        for part in re.search(r"`(.+)`", what).group(1).split("."):
+            value = value[part]
+        digits = len(told.partition(".")[2])
+        assert told == f"{value:,.{digits}f}", what
+    assert rows
+
+
+@pytest.mark.parametrize("name", ["runtime.json", "node.json"])
+def test_a_table_tells_the_day_of_its_measurement(name):
+    found = evidence(name)
+    make = f"`make evidence-{name.removesuffix('.json')}`, "
+    assert README.split(make)[1].startswith(found["date"][:10])
+    assert not found.get("quick")
+    assert found.get("share_of_the_work", 1.0) == 1.0
