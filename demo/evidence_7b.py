@@ -9,7 +9,6 @@ fault, and the rest goes on.
 """
 
 import argparse
-import json
 import math
 import os
 import shutil
@@ -21,11 +20,10 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from demo.provenance import evidence_file, provenance
+from demo.provenance import evidence_file, provenance, write_evidence
 from demo.seven_b_errors import errors
 from demo.seven_b_parts import ROOT, Place, Scale, families, oracles, whole_model
 from demo.seven_b_width import full_width
-from qvla_ros.atomic_file import atomic_file
 from qvla_ros.errors import QvlaError
 
 QUICK = Scale(full="tiny", wide="tiny", wide_layers=2, frames=2, probes=2)
@@ -226,9 +224,7 @@ def main() -> int:
         shutil.rmtree(work)
     wrong = failed + faults(found, not options.quick)
     found |= {"quick": options.quick, "faults": wrong, **about}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(out) as file:
-        file.write(f"{json.dumps(found, indent=2)}\n".encode())
+    write_evidence(out, found)
     print(table_text(found))
     for text in wrong:
         print(f"evidence-7b: {text}", file=sys.stderr)

@@ -19,9 +19,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from demo.provenance import ROOT, evidence_file, provenance
+from demo.provenance import ROOT, evidence_file, provenance, write_evidence
 from demo.runtime_parts import PARTS, TESTS, TOKENS
-from qvla_ros.atomic_file import atomic_file
 from qvla_ros.evaluate.compile_gates import ARCHITECTURES
 
 VERSIONS = ("torch", "transformers", "numpy")
@@ -227,9 +226,7 @@ def main() -> int:
         options.work = Path(folder)
         found = measure(options)
     wrong = found["faults"] = faults(found)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(out) as file:
-        file.write(f"{json.dumps(found, indent=2)}\n".encode())
+    write_evidence(out, found)
     print(table_text(found))
     for text in wrong:
         print(f"evidence: {text}", file=sys.stderr)

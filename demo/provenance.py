@@ -1,11 +1,13 @@
 """Where, when and of which commit a figure was measured: what every evidence file begins with."""
 
+import json
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
+from qvla_ros.atomic_file import atomic_file
 from qvla_ros.evaluate.machine import describe_machine, package_version
 
 ROOT = Path(__file__).parents[1]
@@ -14,6 +16,13 @@ ROOT = Path(__file__).parents[1]
 def evidence_file(name: str, quick: bool) -> Path:
     """Where figures go by default: what is kept, or, if they mean nothing, what is ignored."""
     return ROOT / ("demo_output/quick" if quick else "evidence") / name
+
+
+def write_evidence(path: Path, found: Mapping[str, object]) -> None:
+    """Write figures as JSON, completely or not at all; the folder is made if it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as file:
+        file.write(f"{json.dumps(found, indent=2)}\n".encode())
 
 
 def provenance(packages: Sequence[str]) -> dict[str, object]:

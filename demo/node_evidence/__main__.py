@@ -23,8 +23,7 @@ from pathlib import Path
 from demo.node_evidence.figures import broken_promises, merged, table_text
 from demo.node_evidence.parts import PARTS, Part
 from demo.node_evidence.processes import ROOT
-from demo.provenance import provenance
-from qvla_ros.atomic_file import atomic_file
+from demo.provenance import provenance, write_evidence
 from qvla_ros.checkpoint.reader import read_checkpoint
 from qvla_ros.errors import CheckpointError
 
@@ -52,9 +51,7 @@ def main() -> int:
         "seconds": seconds | {"all": round(time.monotonic() - began)},
         "faults_of_the_evidence": faults,
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(options.out) as file:
-        file.write(f"{json.dumps(found, indent=2)}\n".encode())
+    write_evidence(options.out, found)
     print(table_text(found))
     print(f"\n{options.out}")
     for text in faults:
