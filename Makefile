@@ -30,7 +30,7 @@ report:          ## a page about what the demo's quantization did (after make de
 evidence-method: ## everything claimed of the method, measured anew; an hour on two idle cores
 	@$(ENV) python -m demo.evidence_method --out evidence/method.json
 
-evidence-7b:     ## everything claimed of 7B models; 45 minutes, 24 GB, 60 GB of disk (FULL=1: more)
+evidence-7b:     ## everything claimed of 7B models; an hour, 24 GB, 60 GB of disk (FULL=1: two)
 	@$(ENV) python -m demo.evidence_7b $(if $(FULL),--full) $(EVIDENCE_ARGS)
 
 evidence-runtime: ## everything claimed of kernels and loading, measured anew; a quarter of an hour

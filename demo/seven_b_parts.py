@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -40,7 +39,6 @@ class Scale:
         frames: Calibration frames.
         probes: Backward passes a frame.
         bits: Average bits a weight.
-        whole_path: Whether the whole model is quantized from a score table too.
     """
 
     full: str = "7b"
@@ -49,7 +47,6 @@ class Scale:
     frames: int = 1
     probes: int = 1
     bits: float = 3.9
-    whole_path: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,14 +156,12 @@ def whole_model(place: Place) -> dict[str, object]:
         "load_seconds": loaded.seconds,
     }
     path.unlink()
-    if place.scale.whole_path:
-        found |= {"whole_quantize": _whole_quantize(place, folder, table)}
-    shutil.rmtree(folder)
     return found
 
 
-def _whole_quantize(place: Place, folder: Path, table: Path) -> dict[str, object]:
-    """``qvla quantize`` of the whole model from a score table, and ``qvla verify`` of the file."""
+def whole_quantize(place: Place) -> dict[str, object]:
+    """``qvla quantize`` of that model from a score table, and ``qvla verify`` of the file."""
+    folder, table = place.work / "whole", place.work / "whole.table.safetensors"
     out = place.work / "quantized.qvla.safetensors"
     frames = ("--frames", place.scale.frames)
     words = (folder, place.bag, "--table", table, "--bits", place.scale.bits, "--out", out)
@@ -175,6 +170,7 @@ def _whole_quantize(place: Place, folder: Path, table: Path) -> dict[str, object
     facts = json.loads(quantized.out)
     found = {
         "frames": place.scale.frames,
+        "bits": place.scale.bits,
         "seconds": quantized.seconds,
         "peak_gb": quantized.peak_mb / 1e3,
         "file_bytes": facts["file_bytes"],
@@ -183,8 +179,7 @@ def _whole_quantize(place: Place, folder: Path, table: Path) -> dict[str, object
         "verify_seconds": verified.seconds,
         "verify_peak_gb": verified.peak_mb / 1e3,
     }
-    out.unlink()
-    return found
+    return {"whole_quantize": found}
 
 
 def step(

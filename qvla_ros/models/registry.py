@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -33,23 +33,31 @@ from qvla_ros.models.weight_source import (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class LoadedModel:
     """A float network and all that is needed to talk to it.
 
     Attributes:
         network: The network, in evaluation mode.
         processing: Its pre- and post-processing.
-        model_id: Name of the folder.
-        fingerprint: SHA-256 of the folder's files.
+        folder: Where it was read from.
         bf16_bytes: Bytes of all tensors of the folder, dead ones included, stored in BF16.
     """
 
     network: VlaNetwork
     processing: Processing
-    model_id: str
-    fingerprint: str
+    folder: Path
     bf16_bytes: int
+
+    @property
+    def model_id(self) -> str:
+        """Name of the folder."""
+        return self.folder.name
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the folder's files, read when it is first asked for: shards are large."""
+        return fingerprint(self.folder)
 
 
 def load_model(
@@ -100,8 +108,7 @@ def _model(path: Path, unnorm_key: str | None, robot: str | None, fill: "_Fill")
     return LoadedModel(
         network=network,
         processing=Processing(settings, folder.tokenizer_json),
-        model_id=path.resolve().name,
-        fingerprint=fingerprint(path),
+        folder=path.resolve(),
         bf16_bytes=2 * (shard_numbers + side_numbers),
     )
 

@@ -26,11 +26,13 @@ GOOD = {
     "families_action_error": {"openvla": 0.1, "openvla_oft": 0.2},
     "packed_ratio": 0.27,
     "load_peak_over_file": 1.1,
+    "whole_quantize": {"share_of_bf16": 0.27, "seconds": 60.0, "peak_gb": 8.0},
     "errors_checked": {"truncated shard": {"refused": True, "nothing_written": True}},
     "seconds": {"errors": 1},
 }
 
 BROKEN = {
+    "the quantized whole is large": (("whole_quantize", "share_of_bf16"), 0.3, "0.3 of its BF16"),
     "an oracle fails": (("oracles", "failed"), 1, "oracles fail"),
     "an oracle is skipped": (("oracles", "skipped"), 1, "1 oracles skipped"),
     "no oracle is run": (("oracles", "passed"), 0, "no oracle passed"),

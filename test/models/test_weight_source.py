@@ -28,6 +28,14 @@ def test_a_fetching_network_answers_as_the_loaded_one_bit_for_bit(folder):
     assert opened.bf16_bytes == loaded.bf16_bytes
 
 
+def test_the_shards_are_read_for_the_fingerprint_only_when_it_is_asked_for(folder):
+    opened = open_model(folder)
+    shard = next(folder.glob("*.safetensors"))
+    before = load_model(folder).fingerprint
+    shard.write_bytes(shard.read_bytes() + b" ")
+    assert opened.fingerprint not in ("", before)
+
+
 def test_every_parameter_can_be_had_and_is_that_of_the_loaded_network(folder):
     loaded, opened = load_model(folder), open_model(folder)
     expected = dict(loaded.network.named_parameters())
