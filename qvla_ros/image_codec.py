@@ -10,6 +10,11 @@ JPEG_QUALITY = 95
 _JPEG_START = b"\xff\xd8"
 _JPEG_END = b"\xff\xd9"
 
+_FLIPS: dict[str, int | None] = {"as_is": None, "rotate_180": -1, "mirror": 1, "flip": 0}
+"""How an image is turned, to OpenCV's code: mirror swaps left and right, flip top and bottom."""
+
+ORIENTATIONS = tuple(_FLIPS)
+
 # Encoding to its channels, and how OpenCV turns them into RGB; None: they are RGB.
 _ENCODINGS: dict[str, tuple[int, int | None]] = {
     "rgb8": (3, None),
@@ -18,6 +23,17 @@ _ENCODINGS: dict[str, tuple[int, int | None]] = {
     "bgra8": (4, cv2.COLOR_BGRA2RGB),
     "mono8": (1, cv2.COLOR_GRAY2RGB),
 }
+
+
+def turned(image: np.ndarray, orientation: str) -> np.ndarray:
+    """The image as the model was trained on it, where the camera gives it otherwise.
+
+    Args:
+        image: ``uint8 [height, width, 3]``.
+        orientation: One of ``ORIENTATIONS``.
+    """
+    code = _FLIPS[orientation]
+    return image if code is None else cv2.flip(image, code)
 
 
 def encode_jpeg(image: np.ndarray) -> bytes:

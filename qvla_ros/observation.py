@@ -12,7 +12,8 @@ class Observation:
 
     Attributes:
         stamp_ns: When the oldest of the inputs was sensed, nanoseconds on the robot's clock.
-        images: Camera name to ``uint8 [height, width, 3]`` RGB, upright.
+        images: Camera name to ``uint8 [height, width, 3]`` RGB, turned as the model
+            was trained on them.
         state: ``float32 [state_dim]`` proprioception in robot units, in the model's order.
         instruction: The task in natural language, e.g. ``"pick up the black bowl"``.
     """

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from qvla_ros.errors import ConfigurationError
-from qvla_ros.image_codec import decode_compressed, encode_jpeg
+from qvla_ros.image_codec import ORIENTATIONS, decode_compressed, encode_jpeg, turned
 from qvla_ros.sensor_messages import image_to_rgb, positions_by_name, stamp_to_ns
 
 RGB = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
@@ -136,3 +136,16 @@ def test_bad_joints_are_refused(message: SimpleNamespace, error: type, reason: s
 
 def test_a_stamp_is_nanoseconds() -> None:
     assert stamp_to_ns(SimpleNamespace(sec=1_700_000_000, nanosec=5)) == 1_700_000_000_000_000_005
+
+
+def test_an_image_is_turned_in_each_of_four_ways():
+    image = np.random.default_rng(0).integers(0, 256, (3, 4, 3), np.uint8)
+    expected = {
+        "as_is": image,
+        "rotate_180": image[::-1, ::-1],
+        "mirror": image[:, ::-1],
+        "flip": image[::-1],
+    }
+    assert set(ORIENTATIONS) == set(expected)
+    for orientation, pixels in expected.items():
+        assert np.array_equal(turned(image, orientation), pixels), orientation

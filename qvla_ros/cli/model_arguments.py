@@ -92,6 +92,13 @@ def add_topic_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=TOPIC",
         help="topic of a camera, raw or compressed (default /camera/NAME/image_raw/compressed)",
     )
+    group.add_argument(
+        "--image-orientations",
+        type=_names,
+        metavar="HOW,...",
+        help="as_is, rotate_180, mirror (left and right) or flip (top and bottom): one word for "
+        "all cameras, or one for each; how the model wants the images turned (default as_is)",
+    )
     group.add_argument("--state-topic", metavar="TOPIC", help="JointState (default /robot/state)")
     group.add_argument(
         "--state-names",
@@ -196,8 +203,10 @@ def bag_layout(arguments: argparse.Namespace, robot: "RobotConstants") -> "BagLa
         ConfigurationError: A camera is none of the robot's, or names are too many or too few.
     """
     from qvla_ros.evaluate.bag_layout import BagLayout
+    from qvla_ros.policy.serving_settings import by_camera
 
     default = BagLayout.of_robot(robot)
+    told = serving_parameters(arguments).image_orientations
     return BagLayout(
         images=_cameras(arguments.camera, dict(default.images)),
         state_names=_as_many("--state-names", arguments.state_names, robot.state_names),
@@ -209,6 +218,7 @@ def bag_layout(arguments: argparse.Namespace, robot: "RobotConstants") -> "BagLa
         instruction=arguments.instruction_topic or default.instruction,
         instruction_text=arguments.instruction,
         arrival_from_stamps=arguments.arrival == "stamped",
+        orientations=by_camera("--image-orientations", told, robot.image_names),
     )
 
 

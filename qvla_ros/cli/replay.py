@@ -77,6 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
         spoken = policy.processing.settings
         reference = float_policy(arguments.reference, spoken.unnorm_key, spoken.robot.name)
     parameters = serving_parameters(arguments)
+    arguments.image_orientations = parameters.image_orientations
     if any(parameters.state_names):
         arguments.state_names = parameters.state_names
     settings = _replay_settings(arguments, policy, parameters)

@@ -22,6 +22,7 @@ _MILLISECONDS = {
 }
 _POSITIVE = ("ttl_ms", "max_observation_age_ms", "max_skew_ms", "blend_ms")
 _OTHERS = {
+    "image_orientations": "image_orientations",
     "state_names": "state_names",
     "warmup": "warmup_count",
     "failure_limit": "failure_limit",

@@ -36,6 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "holds is told",
     )
     parser.add_argument("--unnorm-key", help="statistics that a float model uses")
+    parser.add_argument(
+        "--image-orientation",
+        choices=("as_is", "rotate_180", "mirror", "flip"),
+        default="as_is",
+        help="how the upright images of the simulation are turned; released LIBERO checkpoints "
+        "were trained on left-right mirrored ones: mirror (default as_is)",
+    )
     parser.add_argument("--workers", type=int, default=1, help="processes, one thread each")
     parser.add_argument(
         "--out", type=Path, required=True, help="JSON lines; an interrupted run goes on there"
@@ -122,7 +129,7 @@ def _run(arguments: argparse.Namespace) -> "list[RolloutRecord]":
         raise ConfigurationError(f"--workers must be at least 1, not {arguments.workers}")
     if not arguments.policy.exists():
         raise ConfigurationError(f"--policy {arguments.policy} does not exist")
-    source = PolicySource(arguments.policy, arguments.unnorm_key)
+    source = PolicySource(arguments.policy, arguments.unnorm_key, arguments.image_orientation)
     plan = RolloutPlan(arguments.suite, arguments.tasks, arguments.episodes, arguments.max_steps)
     with Progress(len(plan.keys), f"rollout {arguments.policy.name}") as progress:
         return run_rollouts(source, plan, arguments.out, arguments.workers, progress.set)

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from qvla_ros.errors import ConfigurationError
 from qvla_ros.models.robot_constants import RobotConstants
@@ -33,6 +33,8 @@ class BagLayout:
         instruction_text: The task itself; the topic is not read then.
         arrival_from_stamps: Whether a message came when its stamp says instead of when it was
             recorded, for bags whose recorder had another clock than the sensors.
+        orientations: Camera name to how its images are turned (``image_codec.ORIENTATIONS``);
+            those that are not named are taken as they are.
     """
 
     images: Mapping[str, str]
@@ -45,6 +47,7 @@ class BagLayout:
     instruction: str = "/instruction"
     instruction_text: str | None = None
     arrival_from_stamps: bool = False
+    orientations: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         topics = [*self.images.values(), *self._state_sources]
@@ -58,6 +61,11 @@ class BagLayout:
         """The topics that the node uses by default, with compressed images."""
         images = {name: f"/camera/{name}/image_raw/compressed" for name in robot.image_names}
         return cls(images, robot.state_names, robot.action_names)
+
+    @property
+    def orientation_of(self) -> dict[str, str]:
+        """Every camera, in order, and how its images are turned."""
+        return {name: self.orientations.get(name, "as_is") for name in self.images}
 
     @property
     def spoken(self) -> str | None:

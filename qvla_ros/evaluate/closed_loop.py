@@ -11,7 +11,7 @@ import atexit
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +35,7 @@ from qvla_ros.evaluate.rollout_record import (
     read_records,
     write_records,
 )
+from qvla_ros.image_codec import turned
 from qvla_ros.policy.policy import Policy, float_policy, load_policy
 
 
@@ -45,10 +46,17 @@ class PolicySource:
     Attributes:
         path: A packed checkpoint (a file) or a float model (a folder).
         unnorm_key: Data set whose statistics a float model uses; unused for a checkpoint.
+        orientation: How the simulator's upright images are turned for it.
     """
 
     path: Path
     unnorm_key: str | None = None
+    orientation: str = "as_is"
+
+    def tag(self, policy: Policy) -> str:
+        """What the records say of how the policy is run."""
+        turns = "" if self.orientation == "as_is" else f", images {self.orientation}"
+        return policy.quant_tag + turns
 
     def load(self) -> Policy:
         """Load the policy."""
@@ -76,7 +84,8 @@ def run_rollouts(
     policy, mujoco = source.load(), mujoco_version()
     check_fits_libero(policy)
     records = {record.key: record for record in read_records(out)}
-    check_same_run(out, list(records.values()), policy.checkpoint_sha256, mujoco)
+    kept = list(records.values())
+    check_same_run(out, kept, policy.checkpoint_sha256, source.tag(policy), mujoco)
     del policy  # the workers load their own
     missing = [key for key in plan.keys if key not in records]
     _report(on_progress, len(plan.keys) - len(missing), plan)
@@ -88,7 +97,11 @@ def run_rollouts(
 
 
 def run_episode(
-    policy: Policy, task: LiberoTask, initial_state: int, max_steps: int
+    policy: Policy,
+    task: LiberoTask,
+    initial_state: int,
+    max_steps: int,
+    orientation: str = "as_is",
 ) -> tuple[bool, np.ndarray]:
     """Run one episode.
 
@@ -98,8 +111,9 @@ def run_episode(
     task.reset_to_initial_state(initial_state)
     executed: list[np.ndarray] = []
     while len(executed) < max_steps:
-        observation = task.observe(len(executed) * CONTROL_PERIOD_NS)
-        actions = policy.infer(observation).chunk.actions
+        sensed = task.observe(len(executed) * CONTROL_PERIOD_NS)
+        images = {name: turned(image, orientation) for name, image in sensed.images.items()}
+        actions = policy.infer(replace(sensed, images=images)).chunk.actions
         for action in actions[: max_steps - len(executed)]:
             task.step(action)
             executed.append(action)
@@ -153,7 +167,7 @@ class _Worker:
 
     def __init__(self, source: PolicySource, max_steps: int) -> None:
         torch.set_num_threads(1)
-        self._policy = source.load()
+        self._source, self._policy = source, source.load()
         self._max_steps = max_steps
         self._task: LiberoTask | None = None
         self._task_key: tuple[str, int] | None = None
@@ -162,7 +176,9 @@ class _Worker:
     def run(self, key: EpisodeKey) -> RolloutRecord:
         suite, index, initial_state = key
         task = self._open_task(suite, index)
-        success, actions = run_episode(self._policy, task, initial_state, self._max_steps)
+        success, actions = run_episode(
+            self._policy, task, initial_state, self._max_steps, self._source.orientation
+        )
         if not self._closes_at_exit:
             # After the first image, to run before the exit handler that ends MuJoCo's EGL.
             atexit.register(self.close)
@@ -175,7 +191,7 @@ class _Worker:
             steps=len(actions),
             actions_sha256=actions_digest(actions),
             policy_sha256=self._policy.checkpoint_sha256,
-            quant_tag=self._policy.quant_tag,
+            quant_tag=self._source.tag(self._policy),
             mujoco=mujoco_version(),
         )
 

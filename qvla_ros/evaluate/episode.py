@@ -268,7 +268,7 @@ def _check_clocks(bag: BagContent, layout: BagLayout) -> None:
 
 def _decode(bag: BagContent, layout: BagLayout, frame: Frame) -> Observation:
     try:
-        return observe(frame, tuple(layout.images), layout.state_names)
+        return observe(frame, layout.orientation_of, layout.state_names)
     except UnusableSampleError as error:
         topics = {source: topic for topic, source in layout.sources.items()}
         topic = topics.get(error.source, layout.pose)  # a state that is a pose alone

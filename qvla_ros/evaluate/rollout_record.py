@@ -54,7 +54,7 @@ class RolloutRecord:
         actions_sha256: Over the executed actions as the simulator takes them (clipped, the gripper
             -1 or 1), as little-endian float32.
         policy_sha256: Of the checkpoint or model folder.
-        quant_tag: How the policy is quantized, in words.
+        quant_tag: How the policy is quantized, in words, and how its images are turned, if so.
         mujoco: Version of the simulator.
         ros: How the messages fared; ``None`` for an episode in process.
     """
@@ -157,18 +157,21 @@ def _line(record: RolloutRecord) -> str:
     return json.dumps(values, sort_keys=True)
 
 
-def check_same_run(path: Path, records: Sequence[RolloutRecord], policy: str, mujoco: str) -> None:
+def check_same_run(
+    path: Path, records: Sequence[RolloutRecord], policy: str, quant_tag: str, mujoco: str
+) -> None:
     """Refuse to go on with the file of another policy or simulator.
 
     Raises:
-        ConfigurationError: The records have another policy's digest or another MuJoCo version.
+        ConfigurationError: The records have another policy's digest or words, or another MuJoCo
+            version.
     """
     for record in records:
-        if (record.policy_sha256, record.mujoco) != (policy, mujoco):
+        if (record.policy_sha256, record.quant_tag, record.mujoco) != (policy, quant_tag, mujoco):
             raise ConfigurationError(
-                f"{path} holds episodes of policy {record.policy_sha256[:12]} on MuJoCo "
-                f"{record.mujoco}, this is policy {policy[:12]} on MuJoCo {mujoco}; "
-                "write to another file"
+                f"{path} holds episodes of policy {record.policy_sha256[:12]} "
+                f"({record.quant_tag}) on MuJoCo {record.mujoco}, this is policy {policy[:12]} "
+                f"({quant_tag}) on MuJoCo {mujoco}; write to another file"
             )
 
 
@@ -256,4 +259,5 @@ def _check_distinct(path: Path, records: Sequence[RolloutRecord]) -> None:
             )
         seen[record.key] = number
     if records:
-        check_same_run(path, records, records[0].policy_sha256, records[0].mujoco)
+        first = records[0]
+        check_same_run(path, records, first.policy_sha256, first.quant_tag, first.mujoco)

@@ -134,7 +134,7 @@ class SimulatedEpisodes:
             ros=parse_ros_facts(request["ros"]),
         )
         kept = list(self._records.values())
-        check_same_run(self._out, kept, record.policy_sha256, record.mujoco)
+        check_same_run(self._out, kept, record.policy_sha256, record.quant_tag, record.mujoco)
         self._records[record.key] = record
         write_records(self._out, self._records.values())
         done = sum(key in self._records for key in self._plan.keys)

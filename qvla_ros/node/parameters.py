@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from qvla_ros.image_codec import ORIENTATIONS
 from qvla_ros.msg import ActionChunk
 from qvla_ros.node.declaration import UNSET, check_values, parameter
 
@@ -42,6 +43,12 @@ class NodeParameters:
         "checkpoint.",
         choices=TRANSPORTS,
         read_only=True,
+    )
+    image_orientations: tuple[str, ...] = parameter(
+        ("as_is",),
+        "How images are turned before the model sees them, one entry for all cameras or one for "
+        "each: mirror swaps left and right, flip top and bottom.",
+        choices=ORIENTATIONS,
     )
     state_names: tuple[str, ...] = parameter(
         UNSET,

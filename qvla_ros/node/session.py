@@ -15,6 +15,7 @@ from qvla_ros.node.session_settings import (
     NodePolicy,
     chunk_strategy,
     loop_settings,
+    orientations,
     policy_card,
     scheduler_settings,
     state_names,
@@ -67,6 +68,7 @@ class Session:
         self._warn = warn
         self.card = policy_card(policy, parameters)
         self.state_names = state_names(policy, parameters)
+        self._orientations = orientations(policy, parameters)
         self.scheduler = ChunkScheduler(
             scheduler_settings(policy, parameters), chunk_strategy(self.card, policy.horizon)
         )
@@ -164,7 +166,7 @@ class Session:
             return
         frame = with_pose(frame)
         try:
-            observation = observe(frame, self._policy.image_names, self.state_names)
+            observation = observe(frame, self._orientations, self.state_names)
         except UnusableSampleError as error:
             self.refuse(error.source, str(error))
             return

@@ -50,13 +50,14 @@ def state_names(policy: NodePolicy, parameters: NodeParameters) -> tuple[str, ..
 
 def transports(policy: NodePolicy, parameters: NodeParameters) -> dict[str, str]:
     """Camera name to ``"raw"`` or ``"compressed"``; ``ConfigurationError`` if it does not fit."""
-    told, cameras = parameters.image_transports, policy.image_names
-    if len(told) not in (1, len(cameras)):
-        raise ConfigurationError(
-            f"parameter image_transports has {len(told)} entries: give one, or one for each of "
-            f"the cameras {', '.join(cameras)}"
-        )
-    return dict(zip(cameras, told * len(cameras) if len(told) == 1 else told, strict=False))
+    told = parameters.image_transports
+    return serving_settings.by_camera("parameter image_transports", told, policy.image_names)
+
+
+def orientations(policy: NodePolicy, parameters: NodeParameters) -> dict[str, str]:
+    """Camera name to how its images are turned; ``ConfigurationError`` if it does not fit."""
+    told = parameters.image_orientations
+    return serving_settings.by_camera("parameter image_orientations", told, policy.image_names)
 
 
 def serving_parameters(parameters: NodeParameters) -> ServingParameters:

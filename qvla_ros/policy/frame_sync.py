@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from qvla_ros.errors import ConfigurationError
+from qvla_ros.image_codec import turned
 from qvla_ros.observation import Observation
 from qvla_ros.sensor_messages import image_to_rgb, positions_by_name
 
@@ -120,12 +121,14 @@ class UnusableSampleError(ValueError):
         self.source = source
 
 
-def observe(frame: Frame, image_names: Sequence[str], state_names: Sequence[str]) -> Observation:
+def observe(
+    frame: Frame, orientations: Mapping[str, str], state_names: Sequence[str]
+) -> Observation:
     """Decode a frame whose samples are ROS messages under ``camera_source(name)`` and ``STATE``.
 
     Args:
         frame: Synchronous messages.
-        image_names: Cameras.
+        orientations: Each camera, and how its images are turned (``image_codec.ORIENTATIONS``).
         state_names: What to pick from the ``JointState``, in the model's order; where there are
             none, the frame needs no state.
 
@@ -133,7 +136,10 @@ def observe(frame: Frame, image_names: Sequence[str], state_names: Sequence[str]
         UnusableSampleError: An encoding is not supported, a name is missing, a message
             contradicts itself, or a value is not finite.
     """
-    images = {name: _decoded(frame, camera_source(name), image_to_rgb) for name in image_names}
+    images = {
+        name: turned(_decoded(frame, camera_source(name), image_to_rgb), orientation)
+        for name, orientation in orientations.items()
+    }
     state = np.zeros(0, np.float32)
     if state_names:
         state = _decoded(frame, STATE, lambda message: positions_by_name(message, state_names))

@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from qvla_ros.errors import ConfigurationError
+from qvla_ros.image_codec import ORIENTATIONS
 from qvla_ros.policy.action_limits import read_limits
 from qvla_ros.policy.chunk_strategy import Blend, ChunkStrategy, Ensemble, LatestOnly
 from qvla_ros.policy.frame_sync import SyncSettings, request_interval_ns
@@ -23,6 +24,7 @@ AVERAGED_CHANGES = ("none", "axis_angle", "euler_xyz")
 _CHOICES = {
     "out_of_limits": ("refuse", "clamp"),
     "chunk_strategy": ("latest_only", "blend", "ensemble"),
+    "image_orientations": ORIENTATIONS,
     "rotation": (*AVERAGED_CHANGES, "quaternion_xyzw", "6d"),
 }
 _POSITIVE = ("max_observation_age_s", "blend_s", "failure_limit")
@@ -52,6 +54,7 @@ class Spoken(Protocol):
 class ServingParameters:
     """The node's parameters of the same names; ``docs/ros-interface.md`` tells what they mean."""
 
+    image_orientations: tuple[str, ...] = ("as_is",)
     state_names: tuple[str, ...] = ("",)
     request_period_s: float = 0.0
     chunk_ttl_s: float = 0.0
@@ -72,9 +75,10 @@ class ServingParameters:
 
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
+            value = getattr(self, name)
+            if not {*(value if isinstance(value, tuple) else (value,))} <= {*allowed}:
                 raise ConfigurationError(
-                    f"parameter {name} is {getattr(self, name)!r}: use one of {', '.join(allowed)}"
+                    f"parameter {name} is {value!r}: use one of {', '.join(allowed)}"
                 )
         for name in _POSITIVE:
             if not 0 < getattr(self, name) < math.inf:
@@ -86,6 +90,26 @@ class ServingParameters:
                 raise ConfigurationError(
                     f"parameter {name} cannot be negative: {getattr(self, name)}"
                 )
+
+
+def by_camera(what: str, told: Sequence[str], cameras: Sequence[str]) -> dict[str, str]:
+    """Each camera, in order, and what is told of it.
+
+    Args:
+        what: Is told, for the error.
+        told: One word for all cameras, or one for each.
+        cameras: Names.
+
+    Raises:
+        ConfigurationError: They are too few or too many.
+    """
+    if len(told) not in (1, len(cameras)):
+        raise ConfigurationError(
+            f"{what} has {len(told)} entries: give one, or one for each of the cameras "
+            f"{', '.join(cameras)}"
+        )
+    each = [told[0]] * len(cameras) if len(told) == 1 else told
+    return dict(zip(cameras, each, strict=True))
 
 
 def scheduler_settings(policy: Spoken, parameters: ServingParameters) -> SchedulerSettings:

@@ -39,6 +39,7 @@ def test_every_topic_and_name_can_be_another():
             "--camera", "wrist=/hand/image_raw", "--camera", "primary=/head",
             "--state-topic", "/joint_states", "--state-names", ",".join(names),
             "--action-topic", "/command", "--instruction", "pick", "--arrival", "stamped",
+            "--image-orientations", "as_is,rotate_180",
         ),
         LIBERO,
     )  # fmt: skip
@@ -48,6 +49,7 @@ def test_every_topic_and_name_can_be_another():
     assert (layout.action, layout.require_actions) == ("/command", True)
     assert (layout.instruction_text, layout.spoken) == ("pick", None)
     assert layout.arrival_from_stamps
+    assert layout.orientation_of == {"primary": "as_is", "wrist": "rotate_180"}
 
 
 def test_the_limits_in_time_are_those_of_the_node_unless_told():
@@ -66,6 +68,8 @@ def test_the_limits_in_time_are_those_of_the_node_unless_told():
         (("--camera", "primary=/camera/wrist/image_raw/compressed"), "2 inputs at once"),
         (("--state-names", "a,b"), "--state-names has 2 names"),
         (("--action-names", "a"), "--action-names has 1 names"),
+        (("--image-orientations", "mirror,flip,as_is"), "--image-orientations has 3 entries"),
+        (("--image-orientations", "left"), "as_is, rotate_180, mirror, flip"),
     ],
 )
 def test_words_that_contradict_the_robot_are_refused(words, culprit):

@@ -316,6 +316,14 @@ def test_limits_in_time_of_the_file_hold_for_reading_the_bag(bag, load, tmp_path
     assert "--max-dropped 0" in capsys.readouterr().err
 
 
+def test_images_are_turned_as_the_file_says(bag, load, tmp_path):
+    load(0.75)
+    path = parameter_file(tmp_path, "image_orientations: [mirror]")
+    told = arguments(bag, "--params-file", path)
+    assert verb.run(told) == 0
+    assert told.image_orientations == ("mirror",)
+
+
 @pytest.mark.parametrize("strategy", ["blend", "ensemble"])
 @pytest.mark.parametrize(
     ("rotation", "absolute"), [("axis_angle", "true"), ("quaternion_xyzw", "false")]

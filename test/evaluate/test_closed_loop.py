@@ -193,11 +193,14 @@ def test_a_file_that_mixes_two_policies_is_refused(tmp_path):
 
 def test_another_policy_or_simulator_cannot_go_on_in_a_file(tmp_path):
     records = [record()]
-    check_same_run(tmp_path, records, "bb" * 32, "3.3.2")
+    tag = records[0].quant_tag
+    check_same_run(tmp_path, records, "bb" * 32, tag, "3.3.2")
     with pytest.raises(ConfigurationError, match="this is policy cccccccccccc"):
-        check_same_run(tmp_path, records, "cc" * 32, "3.3.2")
+        check_same_run(tmp_path, records, "cc" * 32, tag, "3.3.2")
     with pytest.raises(ConfigurationError, match=r"on MuJoCo 3\.4\.0"):
-        check_same_run(tmp_path, records, "bb" * 32, "3.4.0")
+        check_same_run(tmp_path, records, "bb" * 32, tag, "3.4.0")
+    with pytest.raises(ConfigurationError, match="images mirror"):
+        check_same_run(tmp_path, records, "bb" * 32, f"{tag}, images mirror", "3.3.2")
 
 
 def test_a_record_survives_json():

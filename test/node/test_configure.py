@@ -13,7 +13,7 @@ from geometry_msgs.msg import PoseStamped
 from node.served_node import FAILURE, SUCCESS, Served
 from rclpy.parameter import Parameter
 from rclpy.qos import ReliabilityPolicy, qos_profile_sensor_data
-from sensor_msgs.msg import CompressedImage
+from sensor_msgs.msg import CompressedImage, Image, JointState
 
 from qvla_ros.image_codec import encode_jpeg
 from qvla_ros.node.conversions import ns_to_stamp
@@ -111,6 +111,7 @@ def test_where_it_may_clamp_the_chunk_tells_how_many_values(
             "would average rotations",
         ),
         ({"image_transports": ["raw", "raw", "raw"]}, "3 entries"),
+        ({"image_orientations": ["flip", "flip", "flip"]}, "3 entries"),
         ({"state_names": ["pose.x", "pose.z"], "pose_source": "tf"}, "tf2_ros is not installed"),
     ],
 )
@@ -177,6 +178,25 @@ def test_cameras_may_come_raw_and_compressed_beside_each_other(robot, serve: Ser
         robot.sense()
 
     assert robot.until(lambda: robot.chunks != [], meanwhile=sense)
+
+
+def test_images_are_turned_for_the_model_camera_by_camera(robot, serve: Serve) -> None:
+    served = serve(image_orientations=["as_is", "rotate_180"])
+    served.activate()
+    robot.say("go")
+    image = Image(encoding="mono8", height=1, width=2, step=2, data=bytes([0, 200]))
+    state = JointState(name=["x", "y"], position=[0.0, 0.0])
+
+    def sense() -> None:
+        state.header.stamp = image.header.stamp = ns_to_stamp(robot.now_ns())
+        robot.state.publish(state)
+        for camera in robot.cameras.values():
+            camera.publish(image)
+
+    assert robot.until(lambda: served.policy.seen != [], meanwhile=sense)
+    seen = served.policy.seen[0].images
+    assert seen["primary"][0, :, 0].tolist() == [0, 200]
+    assert seen["wrist"][0, :, 0].tolist() == [200, 0]
 
 
 def test_proprioception_may_come_from_a_pose_and_from_joints(robot, serve: Serve) -> None:

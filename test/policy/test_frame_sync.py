@@ -210,10 +210,12 @@ def test_a_frame_of_messages_becomes_an_observation_dated_by_its_oldest_sample()
     image = SimpleNamespace(encoding="rgb8", height=2, width=2, step=6, data=pixels.tobytes())
     state = SimpleNamespace(name=["b", "a"], position=[2.0, 1.0])
     samples = {camera_source("primary"): Sample(7, image), STATE: Sample(5, state)}
-    seen = observe(Frame(7, samples, "pick", 0), ["primary"], ["a", "b"])
+    seen = observe(Frame(7, samples, "pick", 0), {"primary": "as_is"}, ["a", "b"])
     assert (seen.stamp_ns, seen.instruction) == (5, "pick")
     assert seen.state.tolist() == [1.0, 2.0]
     assert np.array_equal(seen.images["primary"], pixels)
+    turned = observe(Frame(7, samples, "pick", 0), {"primary": "rotate_180"}, ["a", "b"])
+    assert np.array_equal(turned.images["primary"], pixels[::-1, ::-1])
 
 
 def test_what_is_missing_is_named() -> None:
