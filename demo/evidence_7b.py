@@ -2,9 +2,9 @@
 
     python -m demo.evidence_7b --out evidence/7b.json
 
-At most an hour on two idle cores, 24 GB of memory and 60 GB of disk, with random weights of the
+Under half an hour on two idle cores, 24 GB of memory and 60 GB of disk, with random weights of the
 released sizes and layout. ``--full`` quantizes the whole 7B model from a score table as well (an
-hour more); ``--quick`` runs everything on tiny models, to try it. A part that fails is a fault,
+hour in all); ``--quick`` runs everything on tiny models, to try it. A part that fails is a fault,
 and the rest goes on.
 """
 
