@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 ENV := bash scripts/setup.sh && . scripts/env.sh &&
 
-.PHONY: demo test check score-check report evidence-method evidence-7b evidence-runtime evidence-node closed-loop test-transformers setup clean
+.PHONY: demo test check score-check report evidence-method evidence-7b evidence-runtime evidence-node policy closed-loop closed-loop-cells evidence-closed-loop test-transformers setup clean
 
 demo:            ## quantize the demo policy, serve it over ROS 2, and measure it
 	@$(ENV) python -m demo.run_demo
@@ -30,7 +30,7 @@ report:          ## a page about what the demo's quantization did (after make de
 evidence-method: ## everything claimed of the method, measured anew; an hour on two idle cores
 	@$(ENV) python -m demo.evidence_method --out evidence/method.json
 
-evidence-7b:     ## everything claimed of 7B models; an hour, 24 GB, 60 GB of disk (FULL=1: two)
+evidence-7b:     ## everything claimed of 7B models; 25 minutes, 24 GB, 60 GB of disk (FULL=1: an hour)
 	@$(ENV) python -m demo.evidence_7b $(if $(FULL),--full) $(EVIDENCE_ARGS)
 
 evidence-runtime: ## everything claimed of kernels and loading, measured anew; a quarter of an hour
@@ -38,6 +38,9 @@ evidence-runtime: ## everything claimed of kernels and loading, measured anew; a
 
 evidence-node:   ## everything claimed of the node, measured anew; at most half an hour
 	@$(ENV) python -m demo.node_evidence --out evidence/node.json $(EVIDENCE_ARGS)
+
+policy:          ## collect demonstrations and train the demo policy; hours (SIZE=large: 130 M)
+	@$(ENV) bash scripts/closed_loop.sh demo.train.policy $(or $(SIZE),small) $(POLICY_ARGS)
 
 closed-loop:     ## success in LIBERO: float, packed, through ROS 2 (after make demo; installs it)
 	@$(ENV) bash scripts/closed_loop.sh paired $(SIM_ARGS)

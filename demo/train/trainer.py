@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -36,6 +36,7 @@ class TrainingSettings:
         seed: Of the first weights and of the choice of samples.
         warmup: Steps of linear warm-up.
         weight_decay: Of AdamW.
+        pretrained_share: Of the learning rate, for parameters that began pretrained.
     """
 
     steps: int
@@ -45,6 +46,7 @@ class TrainingSettings:
     seed: int = 0
     warmup: int = 150
     weight_decay: float = 0.05
+    pretrained_share: float = 0.2
 
     def rate(self, step: int) -> float:
         """Learning rate at a step: linear warm-up, then a cosine down to 2 %."""
@@ -91,6 +93,7 @@ class Trainer:
         settings: How.
         purpose: What tells this training from others, e.g. digests of the data.
         path: Where its state is kept; an interrupted training goes on there.
+        pretrained: Names of the parameters that began pretrained.
 
     Raises:
         ConfigurationError: ``path`` is the state of another training.
@@ -104,6 +107,7 @@ class Trainer:
         settings: TrainingSettings,
         purpose: dict[str, object],
         path: Path,
+        pretrained: Collection[str] = (),
     ) -> None:
         self._device = next(network.parameters()).device
         self._network, self._processing, self._settings = network, processing, settings
@@ -116,8 +120,12 @@ class Trainer:
         trained = dict(network.named_parameters())
         self._trained = {n: p for n, p in trained.items() if not n.startswith(FROZEN)}
         self._trained |= {f"{AIM}{name}": p for name, p in self._aim.named_parameters()}
+        new = [p for name, p in self._trained.items() if name not in pretrained]
+        old = [p for name, p in self._trained.items() if name in pretrained]
+        groups = [{"params": new, "share": 1.0}]
+        groups += [{"params": old, "share": settings.pretrained_share}] if old else []
         self._optimizer = torch.optim.AdamW(
-            self._trained.values(), lr=0.0, weight_decay=settings.weight_decay, betas=(0.9, 0.95)
+            groups, lr=0.0, weight_decay=settings.weight_decay, betas=(0.9, 0.95)
         )
         self.state = self._begin({**purpose, **asdict(settings)})
 
@@ -161,7 +169,7 @@ class Trainer:
     def _step(self) -> None:
         state, settings = self.state, self._settings
         for group in self._optimizer.param_groups:
-            group["lr"] = settings.rate(state.step)
+            group["lr"] = group["share"] * settings.rate(state.step)
         rng = np.random.default_rng([settings.seed, state.step])
         count = max(1, settings.batch // len(self._tasks))
         losses = torch.stack([torch.stack(self._losses(t, count, rng)) for t in self._tasks])

@@ -1,5 +1,6 @@
 """The training of the demo policy goes on where it was killed, and its aims are the data's."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ def samples(seed: int, instruction: str) -> TaskSamples:
     )
 
 
-def trainer(path: Path, data: str = "one") -> Trainer:
+def trainer(path: Path, data: str = "one", pretrained: Collection[str] = ()) -> Trainer:
     small = open_small_files(MODEL)
     processing = Processing(processing_settings(small, None, ROBOT), small.tokenizer_json)
     torch.manual_seed(0)
@@ -45,7 +46,17 @@ def trainer(path: Path, data: str = "one") -> Trainer:
     assert shape.towers == (DINO, SIGLIP_LIKE)
     tasks = [samples(1, "pick up the bowl"), samples(2, "put it down")]
     settings = TrainingSettings(steps=4, batch=2, learning_rate=1e-3, warmup=1)
-    return Trainer(OpenVlaOft(shape), processing, tasks, settings, {"data": data}, path)
+    return Trainer(
+        OpenVlaOft(shape), processing, tasks, settings, {"data": data}, path, pretrained
+    )
+
+
+def test_what_began_pretrained_learns_more_slowly(tmp_path):
+    one = trainer(tmp_path / "a.safetensors", pretrained={"language_model.model.norm.weight"})
+    one._step()
+    rates = {len(group["params"]): group["lr"] for group in one._optimizer.param_groups}
+    assert rates[1] == pytest.approx(0.2 * 1e-3)
+    assert max(rates.values()) == pytest.approx(1e-3)
 
 
 class KilledError(Exception):
