@@ -15,7 +15,7 @@ def evidence(name: str) -> dict:
 
 
 EVIDENCE = evidence("method.json")
-EVIDENCE_FILES = ["runtime.json", "7b.json", "node.json"]
+EVIDENCE_FILES = ["runtime.json", "7b.json", "node.json", "closed-loop.json"]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -65,6 +65,18 @@ def test_the_speeds_of_kernels_are_those_measured():
         name = re.search(r"`(.+)`", row[0]).group(1)
         for tokens, told in zip(head[1:], row[1:], strict=True):
             assert told == f"{found[f'cpu_{name}_ratio_m{tokens.split()[0]}']:.2f}"
+
+
+def test_the_successes_are_those_counted():
+    cells = {(one["method"], one["bits"]): one for one in evidence("closed-loop.json")["cells"]}
+    head, *rows = table_after("success at equal bytes")
+    told = {
+        (re.search(r"`(.+)`", row[0]).group(1), float(bits.removesuffix(" bits"))): text
+        for row in rows
+        for bits, text in zip(head[1:], row[1:], strict=True)
+        if text
+    }
+    assert told == {key: f"{one['successes']} of {one['n']}" for key, one in cells.items()}
 
 
 @pytest.mark.parametrize("name", EVIDENCE_FILES)
