@@ -73,16 +73,22 @@ def trained_tasks() -> tuple[int, ...]:
     return tuple(sorted(int(name.removeprefix(prefix)) for name in runs[-1]["data_sha256"]))
 
 
+def simulator_environment() -> dict[str, str]:
+    """Variables of a process that simulates: no ROS 2, one thread, software rendering."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment.pop("LD_LIBRARY_PATH", None)
+    environment.setdefault("MUJOCO_GL", "egl")
+    return environment
+
+
 def roll_out(settings: Settings, policy: Path, name: str, episodes: int) -> None:
     """Run a policy in process, from initial states 0 to ``episodes - 1`` of each task."""
     words = ["rollout", "--suite", SUITE, "--tasks", ",".join(map(str, settings.tasks))]
     words += ["--episodes", str(episodes), "--workers", str(settings.workers)]
     words += ["--policy", str(policy), "--out", str(settings.records(name))]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    environment.pop("LD_LIBRARY_PATH", None)  # of ROS 2
-    environment.setdefault("MUJOCO_GL", "egl")
     command = [str(settings.simulator_python), "-m", "qvla_ros.cli.main", *words]
-    _require(subprocess.run(command, env=environment, cwd=ROOT, check=False), name)
+    done = subprocess.run(command, env=simulator_environment(), cwd=ROOT, check=False)
+    _require(done, name)
 
 
 def through_ros(settings: Settings, name: str, camera_every: int, factor: float) -> None:

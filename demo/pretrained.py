@@ -77,19 +77,49 @@ LANGUAGE = WheelFile(
 )
 
 
-def read_language_model(gguf_file: Path) -> dict[str, Tensor]:
+_LAYER_PARTS = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+"""Names in a GGUF file to those in a Llama's layer."""
+
+
+def read_language_model(gguf_file: Path, heads: int, groups: int) -> dict[str, Tensor]:
     """Layers and final norm of a Llama, float32, by their names in a released folder.
 
-    The embedding is left out: the demo has a vocabulary of its own.
-    """
-    from transformers import AutoModel
+    The embedding is left out: the demo has a vocabulary of its own. GGUF keeps the two halves that
+    rotary embedding turns interleaved in each head; a released folder has them one after the other.
 
-    model = AutoModel.from_pretrained(str(gguf_file.parent), gguf_file=gguf_file.name)
-    return {
-        f"language_model.model.{name}": parameter.detach().float()
-        for name, parameter in model.named_parameters()
-        if name.startswith(("layers.", "norm."))
-    }
+    Args:
+        gguf_file: ``LANGUAGE``, fetched.
+        heads: Of the queries.
+        groups: Heads of keys and values.
+    """
+    from gguf import GGUFReader, dequantize
+
+    tensors = {}
+    for one in GGUFReader(gguf_file).tensors:
+        block, _, rest = one.name.removeprefix("blk.").partition(".")
+        part = rest.removesuffix(".weight")
+        if one.name == "output_norm.weight":
+            name = "norm"
+        elif one.name.startswith("blk.") and part in _LAYER_PARTS:
+            name = f"layers.{block}.{_LAYER_PARTS[part]}"
+        else:
+            continue
+        value = torch.from_numpy(dequantize(one.data, one.tensor_type).astype(np.float32))
+        if part in ("attn_q", "attn_k"):
+            count = heads if part == "attn_q" else groups
+            value = value.unflatten(0, (count, -1, 2)).transpose(1, 2).reshape(value.shape)
+        tensors[f"language_model.model.{name}.weight"] = value
+    return tensors
 
 
 def read_backbone(onnx_file: Path, grid: int) -> dict[str, Tensor]:

@@ -12,11 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from demo.assemble import SOURCE, assemble
+from demo.closed_loop_runs import SUITE, simulator_environment
 from demo.train.train import main as train
 from qvla_ros.errors import ConfigurationError
 
 ROOT = Path(__file__).parents[2]
-SUITE = "libero_spatial"
 TASKS = (0, 1, 2, 3, 5, 7)
 """The expert fails tasks 4 and 6: a bowl in the drawer, and one next to the box."""
 
@@ -46,7 +46,14 @@ def collect(
         command = [str(python), "-m", "demo.train.collect", *map(str, words)]
         log = folder.with_suffix(".log")
         with log.open("ab") as output:
-            done = subprocess.run(command, cwd=ROOT, stdout=output, stderr=output, check=False)
+            done = subprocess.run(
+                command,
+                env=simulator_environment(),
+                cwd=ROOT,
+                stdout=output,
+                stderr=output,
+                check=False,
+            )
         if done.returncode:
             raise ConfigurationError(f"collecting task {task} ended with an error, see {log}")
         print(f"task {task}: {episodes} demonstrations in {folder}", flush=True)

@@ -2,8 +2,9 @@
 
 The DINOv2-S-architecture tower is frozen and its features are cached; the SigLIP-like tower, the
 projector, the state projector and the L1 head are trained from scratch, the language model from
-scratch or (``--language smollm2``) from a pretrained one; on a GPU if there is one. The state is kept every few steps in ``--work``: after ``kill -9`` the same
-command goes on. The model folder is written at the end only.
+scratch or (``--language smollm2``) from a pretrained one; on a GPU if there is one. The state is
+kept every few steps in ``--work``: after ``kill -9`` the same command goes on. The model folder is
+written at the end only.
 """
 
 import argparse
@@ -161,7 +162,9 @@ def _pretrained(network: OpenVlaOft, language: str) -> set[str]:
     """Fill in what there is pretrained of the language model; the names of these parameters."""
     if language != "smollm2":
         return set()
-    tensors = read_language_model(LANGUAGE.fetch(CACHE))
+    llama = network.llama.config
+    heads, groups = llama.num_attention_heads, llama.num_key_value_heads
+    tensors = read_language_model(LANGUAGE.fetch(CACHE), heads, groups)
     rest = network.load_state_dict(tensors, strict=False)
     strange = [name for name in rest.missing_keys if ".layers." in name] + rest.unexpected_keys
     if strange:

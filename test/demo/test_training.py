@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from demo.pretrained import read_language_model
 from demo.train.dataset import TaskSamples, _aims, read_samples, write_samples
 from demo.train.demonstration import Demonstration, DemonstrationOrigin
 from demo.train.layout import DINO, SIGLIP_LIKE
@@ -57,6 +58,34 @@ def test_what_began_pretrained_learns_more_slowly(tmp_path):
     rates = {len(group["params"]): group["lr"] for group in one._optimizer.param_groups}
     assert rates[1] == pytest.approx(0.2 * 1e-3)
     assert max(rates.values()) == pytest.approx(1e-3)
+
+
+def test_a_language_model_is_read_with_its_rotary_halves_in_order(tmp_path):
+    gguf = pytest.importorskip("gguf")
+    heads, groups, half, width = 4, 2, 3, 24
+    rng = np.random.default_rng(0)
+    told = {
+        "attn_q": rng.normal(size=(heads * 2 * half, width)).astype(np.float32),
+        "attn_k": rng.normal(size=(groups * 2 * half, width)).astype(np.float32),
+        "ffn_up": rng.normal(size=(7, width)).astype(np.float32),
+    }
+    writer = gguf.GGUFWriter(tmp_path / "a.gguf", "llama")
+    for name, value in told.items():
+        count = {"attn_q": heads, "attn_k": groups}.get(name)
+        if count is not None:  # as the format interleaves them
+            value = value.reshape(count, 2, half, width).swapaxes(1, 2).reshape(value.shape)
+        writer.add_tensor(f"blk.0.{name}.weight", np.ascontiguousarray(value))
+    writer.add_tensor("token_embd.weight", np.zeros((5, width), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    read = read_language_model(tmp_path / "a.gguf", heads, groups)
+    layer = "language_model.model.layers.0."
+    for name, part in (("attn_q", "self_attn.q_proj"), ("attn_k", "self_attn.k_proj")):
+        assert np.array_equal(read.pop(f"{layer}{part}.weight").numpy(), told[name])
+    assert np.array_equal(read.pop(f"{layer}mlp.up_proj.weight").numpy(), told["ffn_up"])
+    assert not read
 
 
 class KilledError(Exception):
