@@ -292,7 +292,7 @@ def main() -> int:
     wrong = [*trouble, *faults(found)]
     seconds = round(time.monotonic() - began, 1)
     found |= {"faults": wrong, "seconds": seconds, **provenance(("numpy", "torch"))}
-    write_evidence(options.out, found)
+    write_evidence(options.out, found, allow_nan=False)
     print(table_text(found))
     for text in wrong:
         print(f"evidence: {text}", file=sys.stderr)

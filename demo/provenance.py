@@ -18,11 +18,17 @@ def evidence_file(name: str, quick: bool) -> Path:
     return ROOT / ("demo_output/quick" if quick else "evidence") / name
 
 
-def write_evidence(path: Path, found: Mapping[str, object]) -> None:
-    """Write figures as JSON, completely or not at all; the folder is made if it is missing."""
+def write_evidence(path: Path, found: Mapping[str, object], allow_nan: bool = True) -> None:
+    """Write figures as JSON, completely or not at all; the folder is made if it is missing.
+
+    Args:
+        path: The file.
+        found: The figures.
+        allow_nan: Whether a figure may be no number: what took an hour to measure is kept anyway.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as file:
-        file.write(f"{json.dumps(found, indent=2)}\n".encode())
+        file.write(f"{json.dumps(found, indent=2, allow_nan=allow_nan)}\n".encode())
 
 
 def provenance(packages: Sequence[str]) -> dict[str, object]:
