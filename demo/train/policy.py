@@ -13,7 +13,7 @@ from pathlib import Path
 
 from demo.assemble import SOURCE, assemble
 from demo.closed_loop_runs import SUITE, simulator_environment
-from demo.train.train import main as train
+from demo.train.train import train, training_options
 from qvla_ros.errors import ConfigurationError
 
 ROOT = Path(__file__).parents[2]
@@ -30,17 +30,15 @@ SIZES: dict[str, tuple[str, ...]] = {
 """Size to what it is trained with."""
 
 
-def collect(
-    python: Path, data: Path, tasks: Sequence[int], episodes: int, jobs: int
-) -> list[Path]:
-    """Demonstrations of each task, several tasks at once; returns their folders.
+def collect(python: Path, data: Path, tasks: Sequence[int], episodes: int, jobs: int) -> None:
+    """Demonstrations of each task, several tasks at once.
 
     Raises:
         ConfigurationError: A collection failed; the message names its log.
     """
     data.mkdir(parents=True, exist_ok=True)
 
-    def one(task: int) -> Path:
+    def one(task: int) -> None:
         folder = data / f"{SUITE}_{task}"
         words = ["--suite", SUITE, "--task", task, "--episodes", episodes, "--out", folder]
         command = [str(python), "-m", "demo.train.collect", *map(str, words)]
@@ -57,16 +55,18 @@ def collect(
         if done.returncode:
             raise ConfigurationError(f"collecting task {task} ended with an error, see {log}")
         print(f"task {task}: {episodes} demonstrations in {folder}", flush=True)
-        return folder
 
     with ThreadPoolExecutor(jobs) as pool:
-        return list(pool.map(one, tasks))
+        list(pool.map(one, tasks))
 
 
 def main() -> int:
     """Command line."""
     output = ROOT / "demo_output"
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        epilog="Other options go to the training, see python -m demo.train.train --help.",
+    )
     parser.add_argument("size", choices=SIZES)
     parser.add_argument("--tasks", type=int, nargs="+", default=TASKS)
     parser.add_argument("--episodes", type=int, default=140, help="demonstrations a task (140)")
@@ -76,16 +76,20 @@ def main() -> int:
     parser.add_argument(
         "--simulator-python", type=Path, default=ROOT / ".venv-libero" / "bin" / "python"
     )
-    options = parser.parse_args()
-    data = options.data, options.tasks, options.episodes, options.jobs
+    options, further = parser.parse_known_args()
+    work = output / f"training_{options.size}"
+    source = SOURCE if options.size == "small" else work / "source"
+    folders = [options.data / f"{SUITE}_{task}" for task in options.tasks]
+    words = ["--demonstrations", str(options.episodes), "--work", str(work), "--out", str(source)]
+    words = ["--data", *map(str, folders), *words, *SIZES[options.size], *further]
+    training = training_options(words)  # a wrong word is told before the hours of collecting
     try:
-        folders = collect(options.simulator_python, *data)
+        collect(
+            options.simulator_python, options.data, options.tasks, options.episodes, options.jobs
+        )
         if options.only_collect:
             return 0
-        work = output / f"training_{options.size}"
-        source = SOURCE if options.size == "small" else work / "source"
-        words = [*SIZES[options.size], "--demonstrations", str(options.episodes)]
-        train([*words, "--work", str(work), "--out", str(source), "--data", *map(str, folders)])
+        train(training)
         print(assemble(source, output / ("model" if options.size == "small" else "model_large")))
     except ConfigurationError as error:
         print(f"policy: {error}", file=sys.stderr)

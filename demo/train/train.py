@@ -54,9 +54,12 @@ def frozen_backbone() -> VisionTransformer:
     return backbone
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Load demonstrations, train, and write the trained half of the model."""
-    options = _options(arguments)
+def train(options: argparse.Namespace) -> None:
+    """Load demonstrations, train, and write the trained half of the model.
+
+    Args:
+        options: Of ``training_options``.
+    """
     device = torch.device(options.device)
     options.work.mkdir(parents=True, exist_ok=True)
     tasks = _load(options, device)
@@ -64,8 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     network, processing = _network(tasks, options.work, options.language, device)
     pretrained = _pretrained(network, options.language)
     if options.begin_with is not None:
-        before = load_file(options.begin_with)
-        network.load_state_dict({k: t.float() for k, t in before.items()}, strict=False)
+        _go_on_from(options.begin_with, network, options.work)
     settings = TrainingSettings(
         options.steps, options.batch, options.learning_rate, options.aim_weight, options.seed
     )
@@ -90,11 +92,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "seconds": round(trainer.state.seconds),
         "curve": {"columns": ["step", "l1", "aim"], "rows": trainer.state.curve},
     }
+    runs = [*_runs_before(options.begin_with), record]
     with atomic_file(options.out.parent / "training.json") as file:
-        file.write(f"{json.dumps({'runs': [record]})}\n".encode())
+        file.write(f"{json.dumps({'runs': runs})}\n".encode())
 
 
-def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+def training_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The words of the command line; ends the program if they are wrong."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--data", type=Path, nargs="+", required=True, help="a folder for each task"
@@ -172,6 +176,21 @@ def _pretrained(network: OpenVlaOft, language: str) -> set[str]:
     return set(tensors)
 
 
+def _go_on_from(trained: Path, network: OpenVlaOft, small: Path) -> None:
+    """Begin with the weights of another training; embeddings only if the tokens are the same."""
+    before = {name: tensor.float() for name, tensor in load_file(trained).items()}
+    tokens = [(folder / "tokenizer.json").read_bytes() for folder in (trained.parent, small)]
+    if tokens[0] != tokens[1]:
+        del before["language_model.model.embed_tokens.weight"]
+    network.load_state_dict(before, strict=False)
+
+
+def _runs_before(trained: Path | None) -> list[dict]:
+    """The records of the trainings that ``trained`` comes from."""
+    told = trained and trained.parents[1] / "training.json"
+    return json.loads(told.read_bytes())["runs"] if told and told.exists() else []
+
+
 def _write_model(weights: dict[str, Tensor], small: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     half = {name: t.to(torch.bfloat16).cpu().contiguous() for name, t in weights.items()}
@@ -195,4 +214,4 @@ def _sha256(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    train(training_options())

@@ -1,16 +1,20 @@
 """The training of the demo policy goes on where it was killed, and its aims are the data's."""
 
+import json
+import shutil
 from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from demo.pretrained import read_language_model
 from demo.train.dataset import TaskSamples, _aims, read_samples, write_samples
 from demo.train.demonstration import Demonstration, DemonstrationOrigin
 from demo.train.layout import DINO, SIGLIP_LIKE
+from demo.train.train import _go_on_from, _runs_before
 from demo.train.trainer import Trainer, TrainingSettings
 from qvla_ros.errors import ConfigurationError
 from qvla_ros.models.folder_settings import processing_settings
@@ -133,3 +137,26 @@ def test_the_aim_of_an_episode_is_where_the_gripper_closes_and_where_it_opens_ag
     aims = _aims(Demonstration({}, steps, states, actions, "pick", origin))
     assert aims.shape == (3, 6)
     np.testing.assert_array_equal(aims, np.repeat([[*states[2, :3], *states[4, :3]]], 3, axis=0))
+
+
+@pytest.mark.parametrize("same_tokens", [True, False])
+def test_embeddings_of_other_tokens_are_not_gone_on_from(tmp_path, same_tokens):
+    network = trainer(tmp_path / "state.safetensors")._network
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    if same_tokens:
+        shutil.copy(MODEL / "tokenizer.json", tmp_path)
+    else:
+        (tmp_path / "tokenizer.json").write_text("{}")
+    _go_on_from(MODEL / "trained.safetensors", network, tmp_path)
+    trained = load_file(MODEL / "trained.safetensors")
+    embeddings = "language_model.model.embed_tokens.weight"
+    for name, tensor in trained.items():
+        taken = same_tokens or name != embeddings
+        expected = tensor.float() if taken else before[name]
+        assert torch.equal(network.state_dict()[name], expected), name
+
+
+def test_the_record_of_a_training_keeps_those_it_comes_from():
+    told = json.loads((MODEL.parent / "training.json").read_bytes())["runs"]
+    assert _runs_before(MODEL / "trained.safetensors") == told
+    assert _runs_before(None) == []
