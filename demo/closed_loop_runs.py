@@ -18,6 +18,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from demo.assemble import SOURCE, assemble
 from qvla_ros.atomic_file import atomic_file
 from qvla_ros.cli.main import main as qvla
@@ -184,6 +186,10 @@ def keep(settings: Settings, kept: Path = KEPT) -> list[str]:
             "file_bytes": cell.file_bytes,
             "average_bits_per_weight": cell.average_bits_per_weight,
             "heldout_action_error": cell.mean_l1,
+            "heldout_action_rms": cell.rms,
+            "heldout_worst_frames": float(np.percentile(cell.frame_errors, 95)),
+            "heldout_gripper_flips": cell.gripper_flips,
+            "heldout_hidden_error": cell.hidden_error,
             "checkpoint_sha256": cell.checkpoint_sha256,
         }
     if cells:

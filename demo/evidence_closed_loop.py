@@ -45,6 +45,15 @@ RETENTION = {4.0: 0.99, 3.0: 0.97}
 ROS_EPISODES = 50
 RESAMPLES = 10_000
 NOT_MEASURED = "not measured"
+PREDICTORS = {
+    "heldout_action_error": "mean absolute held-out action error",
+    "heldout_action_rms": "root mean square of the same",
+    "heldout_worst_frames": "95th percentile over frames of a frame's mean absolute action error",
+    "heldout_gripper_flips": "gripper decisions that differ",
+    "heldout_hidden_error": "root mean square error of the last hidden states",
+    "bits_saved": "16 less the average width of a weight",
+}
+"""What is known of a checkpoint without simulating, and might tell its success."""
 
 Records = Sequence[RolloutRecord]
 
@@ -66,7 +75,7 @@ def measure(kept: Path, seed: int) -> dict[str, object]:
             if name.startswith("ros_")
         }
         or NOT_MEASURED,
-        "predictor_rank_correlation": _predictor(cells, seed),
+        "predictor_rank_correlation": _predictors(cells, seed),
         "mujoco": sorted({one.mujoco for group in records.values() for one in group}),
     }
 
@@ -116,6 +125,7 @@ def _cells(kept: Path, records: dict[str, list[RolloutRecord]]) -> list[dict[str
         cells.append(
             {
                 **facts,
+                "bits_saved": 16 - facts["average_bits_per_weight"],
                 **_rate(_total(group)),
                 "against_bf16": _against(group, reference),
                 "against_ours": _against(group, ours),
@@ -155,29 +165,42 @@ def _through_ros(records: Records, in_process: Records) -> dict[str, object]:
     }
 
 
-def _predictor(cells: Sequence[dict], seed: int) -> dict[str, object] | str:
-    """Spearman of held-out action error and success; the interval resamples cells."""
+def _predictors(cells: Sequence[dict], seed: int) -> dict[str, object] | str:
+    """Spearman of each predictor and failure; the intervals resample cells, the same for all."""
     chosen = [one for one in cells if one["method"] != REFERENCE]
     if len(chosen) < FEWEST_CELLS:
         return NOT_MEASURED
-    errors = np.array([one["heldout_action_error"] for one in chosen])
-    rates = np.array([one["successes"] / one["n"] for one in chosen])
-    if not np.ptp(rates) or not np.ptp(errors):
-        return f"{NOT_MEASURED}: all cells are equal"
-    rng = np.random.default_rng(seed)
-    draws = rng.integers(0, len(chosen), (RESAMPLES, len(chosen)))
-    spread = [
-        spearman(errors[draw], rates[draw])
-        for draw in draws
-        if np.ptp(rates[draw]) and np.ptp(errors[draw])
-    ]
-    low, high = np.percentile(spread, [2.5, 97.5])
+    failures = np.array([1 - one["successes"] / one["n"] for one in chosen])
+    draws = np.random.default_rng(seed).integers(0, len(chosen), (RESAMPLES, len(chosen)))
+    values = {name: np.array([one[name] for one in chosen]) for name in PREDICTORS}
+    found, spread = {}, {}
+    for name, each in values.items():
+        found[name] = _rank_correlation(each, failures)
+        spread[name] = np.array([_rank_correlation(each[d], failures[d]) for d in draws])
+    first = next(iter(PREDICTORS))
     return {
-        "predictor": "mean absolute held-out action error",
-        "spearman": spearman(errors, rates),
-        "bootstrap_95": [float(low), float(high)],
         "cells": len(chosen),
+        **{
+            name: {
+                "is": PREDICTORS[name],
+                "spearman_with_failure": rank,
+                "bootstrap_95": _interval(spread[name]),
+                f"less_{first}": _interval(spread[name] - spread[first]),
+            }
+            if np.isfinite(rank)
+            else f"{NOT_MEASURED}: all cells are equal"
+            for name, rank in found.items()
+        },
     }
+
+
+def _rank_correlation(values: np.ndarray, failures: np.ndarray) -> float:
+    """Spearman, or not a number where all are equal."""
+    return spearman(values, failures) if np.ptp(values) and np.ptp(failures) else np.nan
+
+
+def _interval(samples: np.ndarray) -> list[float]:
+    return [round(float(bound), 4) for bound in np.nanpercentile(samples, [2.5, 97.5])]
 
 
 def _total(records: Records) -> SuccessRate:
@@ -250,8 +273,20 @@ def table_text(found: dict) -> str:
                 f"{one['steps']} steps, {one['expired_chunks']} expired chunks, drops "
                 f"{one['drops']}"
             )
-    lines.append(f"action error and success over cells: {found['predictor_rank_correlation']}")
+    lines.append(f"rank correlation with failure: {_predictors_text(found)}")
     return "\n".join(lines)
+
+
+def _predictors_text(found: dict) -> str:
+    told = found["predictor_rank_correlation"]
+    if isinstance(told, str):
+        return told
+    rows = [
+        f"  {name:<24}{one['spearman_with_failure']:>6.3f} {one['bootstrap_95']}"
+        for name in PREDICTORS
+        if isinstance(one := told[name], dict)
+    ]
+    return "\n".join([f"over {told['cells']} cells", *rows])
 
 
 def _share(one: dict) -> str:

@@ -45,6 +45,7 @@ class MethodCell:
         mean_l1: Mean absolute action error against the float32 policy, normalised units.
         rms: Root mean square of the same.
         gripper_flips: Gripper decisions that differ from the float32 policy's.
+        hidden_error: Root mean square error of the last hidden states, see ``HeldoutAnswers``.
         frame_errors: Mean absolute action error of each held-out frame.
         quantize_seconds: From the shared measurements to codes.
         evaluate_seconds: Of writing, loading and running the checkpoint.
@@ -63,6 +64,7 @@ class MethodCell:
     mean_l1: float = 0.0
     rms: float = 0.0
     gripper_flips: int = 0
+    hidden_error: float = 0.0
     frame_errors: tuple[float, ...] = ()
     quantize_seconds: float = 0.0
     evaluate_seconds: float = 0.0

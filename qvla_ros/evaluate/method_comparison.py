@@ -16,8 +16,8 @@ import torch
 
 from qvla_ros.errors import BudgetError, CalibrationError
 from qvla_ros.evaluate.bootstrap import Blocks
-from qvla_ros.evaluate.comparison import NormalizedActions
 from qvla_ros.evaluate.episode import Episode
+from qvla_ros.evaluate.heldout_answers import HeldoutAnswers, answer_batches
 from qvla_ros.evaluate.method_cell import CellKey, MethodCell, read_cell
 from qvla_ros.kernels.quantized_linear import QuantizedLinear
 from qvla_ros.models.network import ModelInputs
@@ -177,13 +177,14 @@ class MethodComparison:
         key: CellKey,
         budget: int,
         made: tuple[QuantizedModel, WrittenCheckpoint],
-        answers: NormalizedActions,
+        answers: HeldoutAnswers,
         kernels: tuple[str, ...],
         seconds: tuple[float, float],
     ) -> MethodCell:
         quantized, written = made
-        error = answers.error_against(self._reference, self._contest.model.processing)
-        frames = np.abs(answers.values - self._reference.values).mean(axis=(1, 2))
+        actions, expected = answers.actions, self._reference.actions
+        error = actions.error_against(expected, self._contest.model.processing)
+        frames = np.abs(actions.values - expected.values).mean(axis=(1, 2))
         bits = torch.cat([layer.row_bits for layer in quantized.layers.values()])
         return MethodCell(
             method=key.method,
@@ -198,12 +199,13 @@ class MethodComparison:
             mean_l1=error.mean_l1,
             rms=error.rms,
             gripper_flips=error.gripper_flips,
+            hidden_error=answers.hidden_error_against(self._reference),
             frame_errors=tuple(frames.tolist()),
             quantize_seconds=round(seconds[0], 2),
             evaluate_seconds=round(seconds[1], 2),
         )
 
-    def _answers(self, path: Path) -> tuple[NormalizedActions, tuple[str, ...]]:
+    def _answers(self, path: Path) -> tuple[HeldoutAnswers, tuple[str, ...]]:
         policy = load_policy(path)
         dtype = policy.network.projector.fc1.weight.dtype
         names = {
@@ -214,14 +216,8 @@ class MethodComparison:
         return answer_batches(policy, self._heldout.batches), tuple(sorted(names))
 
     @cached_property
-    def _reference(self) -> NormalizedActions:
+    def _reference(self) -> HeldoutAnswers:
         model = self._contest.model
         identity = PolicyIdentity(model.model_id, model.fingerprint, "float32")
         policy = Policy(model.network, model.processing, identity)
         return answer_batches(policy, self._heldout.batches)
-
-
-def answer_batches(policy: Policy, batches: Sequence[ModelInputs]) -> NormalizedActions:
-    """The answers of a policy to many frames at once."""
-    answers = [policy.normalized_actions(batch) for batch in batches]
-    return NormalizedActions(torch.cat(answers).float().numpy())

@@ -60,6 +60,10 @@ def kept(tmp_path: Path) -> Path:
             "file_bytes": 10_000_000,
             "average_bits_per_weight": bits,
             "heldout_action_error": error,
+            "heldout_action_rms": 2 * error,
+            "heldout_worst_frames": 0.1 - error,
+            "heldout_gripper_flips": 0,
+            "heldout_hidden_error": error if bits > 3 else 1.0,
             "checkpoint_sha256": records[0].policy_sha256,
         }
     (folder / "cells.json").write_text(json.dumps(told))
@@ -80,8 +84,13 @@ def test_every_figure_is_counted_from_the_episodes(kept):
     assert (ros["n"], ros["identical_actions"], ros["drops"]) == (250, 250, {"superseded": 250})
     assert ros["against_in_process"]["p_value"] == 1.0
     predictor = found["predictor_rank_correlation"]
-    assert predictor["spearman"] == pytest.approx(-1.0)
     assert predictor["cells"] == 5
+    errors, worst = predictor["heldout_action_error"], predictor["heldout_worst_frames"]
+    assert errors["spearman_with_failure"] == pytest.approx(1.0)
+    assert worst["spearman_with_failure"] == pytest.approx(-1.0)
+    assert worst["less_heldout_action_error"] == [-2.0, -2.0]
+    assert 0 < predictor["heldout_hidden_error"]["spearman_with_failure"] < 1
+    assert predictor["heldout_gripper_flips"] == "not measured: all cells are equal"
     assert faults(found) == []
     assert "rtn                 3" in table_text(found)
 
@@ -126,7 +135,12 @@ def test_what_was_run_is_kept_compressed_with_the_facts_of_its_checkpoint(tmp_pa
     write_records(work / "float.jsonl", records)
     write_records(work / "cells" / "ours@3.jsonl", records)
     (work / "compare" / "cells").mkdir(parents=True)
-    cell = MethodCell("ours", 3.0, 9, checkpoint_sha256=records[0].policy_sha256, mean_l1=0.007)
+    cell = MethodCell(
+        *("ours", 3.0, 9),
+        checkpoint_sha256=records[0].policy_sha256,
+        mean_l1=0.007,
+        frame_errors=(0.006, 0.008),
+    )
     cell.write(work / "compare" / "cells" / "ours@3.json")
     settings = Settings(work, work, work, work, (0,), 4, 4, 1)
     assert keep(settings, tmp_path / "kept") == ["float.jsonl.xz", "cells/ours@3.jsonl.xz"]
