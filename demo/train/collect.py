@@ -20,6 +20,7 @@ from qvla_ros.image_codec import encode_jpeg
 
 NOISE_LEVELS = (0.0, 0.1, 0.2, 0.35)
 IMAGE_STRIDE = 2
+TOLD_EVERY = 10  # attempts
 
 
 class Collection:
@@ -109,6 +110,8 @@ def main() -> None:
         )
         collection.add(origin, demonstration)
         total_steps += len(demonstration.actions) if demonstration is not None else MAX_STEPS
+        if collection.attempts % TOLD_EVERY and collection.successes < arguments.episodes:
+            continue
         seconds = time.monotonic() - start
         gained = max(collection.successes - stored_before, 1)
         missing = arguments.episodes - collection.successes

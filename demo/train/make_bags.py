@@ -50,8 +50,14 @@ BAGS = (
     PlannedBag("calibration_1", 2, 1001),
     PlannedBag("calibration_2", 0, 1002),
     PlannedBag("calibration_3", 2, 1003),
+    PlannedBag("calibration_4", 1, 1004),
+    PlannedBag("calibration_5", 3, 1005),
+    PlannedBag("calibration_6", 7, 1006),
     PlannedBag("heldout_0", 0, 2000),
     PlannedBag("heldout_1", 2, 2001),
+    PlannedBag("heldout_2", 1, 2002),
+    PlannedBag("heldout_3", 3, 2003),
+    PlannedBag("heldout_4", 7, 2004),
 )
 
 

@@ -78,6 +78,7 @@ class LiberoTask:
         )
         self._initial_states: np.ndarray | None = None
         self._renderer: _PlainRenderer | None = None
+        self._after_reset: np.ndarray | None = None  # physics behind the hard reset with seed 0
         self._state = np.zeros(len(STATE_NAMES), np.float32)
 
     @property
@@ -118,15 +119,16 @@ class LiberoTask:
         """Put the scene into an official initial state and let it settle.
 
         The fixtures' places come from the random numbers of a hard reset and not from the stored
-        state, therefore each episode starts with the same seed: its course does not depend on
-        the episodes before it.
+        state, therefore each episode starts from the hard reset with the same seed: its course
+        does not depend on the episodes before it. That reset takes a second, so it is done once;
+        afterwards robot and controller are reset and the physics is put back, bit for bit.
         """
         states = self._official_initial_states()
         if not 0 <= index < len(states):
             raise ConfigurationError(
                 f"the task has initial states 0 to {len(states) - 1}, not {index}"
             )
-        self._hard_reset(seed=0)
+        self._reset_as_with_seed_0()
         self._remember(self._environment.set_init_state(states[index]))
         self._settle()
 
@@ -155,8 +157,28 @@ class LiberoTask:
         self._drop_renderer()
         self._environment.close()
 
+    def _reset_as_with_seed_0(self) -> None:
+        mujoco, simulation = self._libero.mujoco, self.simulation
+        what = mujoco.mjtState.mjSTATE_INTEGRATION
+        if self._after_reset is None:
+            self._hard_reset(seed=0)
+            model, data = simulation.sim.model._model, simulation.sim.data._data
+            self._after_reset = np.empty(mujoco.mj_stateSize(model, what))
+            mujoco.mj_getState(model, data, self._after_reset, what)
+            return
+        simulation.deterministic_reset = True  # neither a new model nor new places
+        try:
+            simulation.reset()
+        finally:
+            simulation.deterministic_reset = False
+        for robot in simulation.robots:  # such a reset leaves out what the gripper last did
+            robot.gripper.current_action = np.zeros(robot.gripper.dof)
+        model, data = simulation.sim.model._model, simulation.sim.data._data
+        mujoco.mj_setState(model, data, self._after_reset, what)
+
     def _hard_reset(self, seed: int) -> Mapping[str, np.ndarray]:
         self._drop_renderer()  # it draws the model that the reset is going to replace
+        self._after_reset = None
         self._environment.seed(seed)
         for _ in range(_RESET_ATTEMPTS):
             # ControlEnv.reset would swallow every exception, KeyboardInterrupt included.
