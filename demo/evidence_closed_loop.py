@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from demo.closed_loop_figure import write_figure
 from demo.closed_loop_runs import (
     ROOT,
     add_arguments,
@@ -307,6 +308,7 @@ def main() -> int:
     """Command line; the exit status is 1 if a claim is not borne out."""
     parser = argparse.ArgumentParser(description="Recompute what closed-loop episodes tell.")
     parser.add_argument("--out", type=Path, default=ROOT / "evidence" / "closed-loop.json")
+    parser.add_argument("--figure", type=Path, default=ROOT / "evidence" / "closed-loop.svg")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     parser.add_argument("--simulate", action="store_true", help="run what is missing first")
     add_arguments(parser)
@@ -323,11 +325,13 @@ def main() -> int:
             except ConfigurationError as error:  # the rest can still be measured
                 trouble.append(f"{error}")
         keep(settings, options.kept)
-    found = measure(options.kept, options.seed)
+    found: dict = measure(options.kept, options.seed)
     wrong = [*trouble, *faults(found)]
     seconds = round(time.monotonic() - began, 1)
     found |= {"faults": wrong, "seconds": seconds, **provenance(("numpy", "torch"))}
     write_evidence(options.out, found, allow_nan=False)
+    if found["cells"]:
+        write_figure(found["cells"], options.figure)
     print(table_text(found))
     for text in wrong:
         print(f"evidence: {text}", file=sys.stderr)

@@ -1,0 +1,69 @@
+"""The figure of ``make evidence-closed-loop``: success by width, and by held-out action error."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qvla_ros.atomic_file import atomic_file
+from qvla_ros.evaluate.figure_style import GRID, INK, add_grid, new_figure, series_colour, styled
+from qvla_ros.quantize.rivals.registry import OURS, REFERENCE
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PREDICTOR = "heldout_action_error"
+
+
+def write_figure(cells: Sequence[dict], path: Path) -> None:
+    """Draw all cells of ``evidence/closed-loop.json`` to an SVG; bars are Wilson's 95 %.
+
+    Raises:
+        ConfigurationError: Matplotlib is not installed.
+    """
+    reference = next((one for one in cells if one["method"] == REFERENCE), None)
+    methods = sorted(
+        {one["method"] for one in cells} - {REFERENCE}, key=lambda name: (name != OURS, name)
+    )
+    with styled():
+        figure = new_figure(8.4, 3.2)
+        by_width, by_error = figure.subplots(1, 2, sharey=True)
+        for axes, key in ((by_width, "bits"), (by_error, PREDICTOR)):
+            if reference is not None:
+                axes.axhspan(*reference["wilson_95"], color=GRID, alpha=0.25, linewidth=0)
+                axes.axhline(_rate(reference), color=INK, linewidth=0.8)
+            for place, method in enumerate(methods):
+                _draw(axes, place, [one for one in cells if one["method"] == method], key)
+            add_grid(axes)
+            axes.set_ylim(-0.03, 1.03)
+        by_width.set_ylabel("success in closed loop")
+        by_width.set_xlabel("bits of the budget")
+        by_width.set_xticks(sorted({one["bits"] for one in cells if one["method"] != REFERENCE}))
+        by_error.set_xlabel("held-out action error")
+        by_error.set_xscale("log")
+        figure.legend(
+            *by_width.get_legend_handles_labels(), loc="outside upper center", ncols=len(methods)
+        )
+        with atomic_file(path) as file:
+            figure.savefig(file, format="svg", facecolor="white", metadata={"Date": None})
+
+
+def _draw(axes: "Axes", place: int, cells: Sequence[dict], key: str) -> None:
+    ordered = sorted(cells, key=lambda one: one[key])
+    rates = [_rate(one) for one in ordered]
+    below = [rate - one["wilson_95"][0] for rate, one in zip(rates, ordered, strict=True)]
+    above = [one["wilson_95"][1] - rate for rate, one in zip(rates, ordered, strict=True)]
+    axes.errorbar(
+        [one[key] for one in ordered],
+        rates,
+        yerr=[[max(0.0, one) for one in below], [max(0.0, one) for one in above]],
+        marker="o",
+        markersize=4,
+        linewidth=1.2 if key == "bits" else 0,
+        elinewidth=0.8,
+        color=series_colour(place),
+        label=ordered[0]["method"],
+    )
+
+
+def _rate(one: dict) -> float:
+    return one["successes"] / one["n"]
