@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PREDICTOR = "heldout_action_error"
+_MARKERS = "oooooooDDDDDDD"  # a second one where the colours begin again
 
 
 def write_figure(cells: Sequence[dict], path: Path) -> None:
@@ -56,7 +57,7 @@ def _draw(axes: "Axes", place: int, cells: Sequence[dict], key: str) -> None:
         [one[key] for one in ordered],
         rates,
         yerr=[[max(0.0, one) for one in below], [max(0.0, one) for one in above]],
-        marker="o",
+        marker=_MARKERS[place % len(_MARKERS)],
         markersize=4,
         linewidth=1.2 if key == "bits" else 0,
         elinewidth=0.8,

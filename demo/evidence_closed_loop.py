@@ -21,6 +21,7 @@ import numpy as np
 from demo.closed_loop_figure import write_figure
 from demo.closed_loop_runs import (
     ROOT,
+    ROS_EPISODES,
     add_arguments,
     keep,
     methods_of,
@@ -30,7 +31,9 @@ from demo.closed_loop_runs import (
 )
 from demo.provenance import provenance, write_evidence
 from qvla_ros.errors import ConfigurationError
+from qvla_ros.evaluate.method_cell import CellKey
 from qvla_ros.evaluate.rollout_record import (
+    EpisodeKey,
     RolloutRecord,
     compare_paired,
     rates_by_task,
@@ -40,11 +43,10 @@ from qvla_ros.evaluate.success_statistics import SuccessRate
 from qvla_ros.quantize.rivals.registry import OURS, REFERENCE
 from qvla_ros.quantize.score_check import spearman
 
-FEWEST_CELLS = 5
+FEWEST_CELLS = 8
 FLOAT_TASKS, FLOAT_EPISODES, FLOAT_RATE = 5, 50, 0.8
 RETENTION = {4.0: 0.99, 3.0: 0.97}
-ROS_EPISODES = 50
-RESAMPLES = 10_000
+RESAMPLES = 2_000
 NOT_MEASURED = "not measured"
 PREDICTORS = {
     "heldout_action_error": "mean absolute held-out action error",
@@ -66,6 +68,10 @@ def measure(kept: Path, seed: int) -> dict[str, object]:
         for path in sorted(kept.rglob("*.jsonl.xz"))
     }
     cells = _cells(kept, records)
+    outcomes = {
+        stem.removeprefix("cells/"): {one.key: one.success for one in group}
+        for stem, group in records.items()
+    }
     return {
         "float_success": _float_success(records.get("float", [])),
         "packed_against_float": _against(records.get("packed", []), records.get("float", [])),
@@ -76,7 +82,7 @@ def measure(kept: Path, seed: int) -> dict[str, object]:
             if name.startswith("ros_")
         }
         or NOT_MEASURED,
-        "predictor_rank_correlation": _predictors(cells, seed),
+        "predictor_rank_correlation": _predictors(cells, outcomes, seed),
         "mujoco": sorted({one.mujoco for group in records.values() for one in group}),
     }
 
@@ -166,33 +172,42 @@ def _through_ros(records: Records, in_process: Records) -> dict[str, object]:
     }
 
 
-def _predictors(cells: Sequence[dict], seed: int) -> dict[str, object] | str:
-    """Spearman of each predictor and failure; the intervals resample cells, the same for all."""
+def _predictors(
+    cells: Sequence[dict], outcomes: dict[str, dict[EpisodeKey, bool]], seed: int
+) -> dict[str, object] | str:
+    """Spearman of each predictor and the share of failures, over the episodes of all cells.
+
+    The intervals resample cells and episodes, the same draws for all predictors.
+    """
     chosen = [one for one in cells if one["method"] != REFERENCE]
     if len(chosen) < FEWEST_CELLS:
         return NOT_MEASURED
-    failures = np.array([1 - one["successes"] / one["n"] for one in chosen])
-    draws = np.random.default_rng(seed).integers(0, len(chosen), (RESAMPLES, len(chosen)))
+    known = [outcomes[CellKey(one["method"], one["bits"]).stem] for one in chosen]
+    common = sorted(set.intersection(*(set(one) for one in known)))
+    failed = np.array([[not one[key] for key in common] for one in known])
     values = {name: np.array([one[name] for one in chosen]) for name in PREDICTORS}
-    found, spread = {}, {}
-    for name, each in values.items():
-        found[name] = _rank_correlation(each, failures)
-        spread[name] = np.array([_rank_correlation(each[d], failures[d]) for d in draws])
+    rng, spread = np.random.default_rng(seed), []
+    for _ in range(RESAMPLES):
+        some = rng.integers(0, len(chosen), len(chosen))
+        episodes = rng.integers(0, len(common), len(common))
+        failures = failed[np.ix_(some, episodes)].mean(1)
+        spread.append([_rank_correlation(each[some], failures) for each in values.values()])
+    draws = dict(zip(PREDICTORS, np.array(spread).T, strict=True))
     first = next(iter(PREDICTORS))
-    return {
-        "cells": len(chosen),
-        **{
-            name: {
+    found: dict[str, object] = {"cells": len(chosen), "episodes_of_each": len(common)}
+    for name, each in values.items():
+        rank = _rank_correlation(each, failed.mean(1))
+        found[name] = (
+            {
                 "is": PREDICTORS[name],
                 "spearman_with_failure": rank,
-                "bootstrap_95": _interval(spread[name]),
-                f"less_{first}": _interval(spread[name] - spread[first]),
+                "bootstrap_95": _interval(draws[name]),
+                f"less_{first}": _interval(draws[name] - draws[first]),
             }
             if np.isfinite(rank)
             else f"{NOT_MEASURED}: all cells are equal"
-            for name, rank in found.items()
-        },
-    }
+        )
+    return found
 
 
 def _rank_correlation(values: np.ndarray, failures: np.ndarray) -> float:
@@ -308,7 +323,6 @@ def main() -> int:
     """Command line; the exit status is 1 if a claim is not borne out."""
     parser = argparse.ArgumentParser(description="Recompute what closed-loop episodes tell.")
     parser.add_argument("--out", type=Path, default=ROOT / "evidence" / "closed-loop.json")
-    parser.add_argument("--figure", type=Path, default=ROOT / "evidence" / "closed-loop.svg")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     parser.add_argument("--simulate", action="store_true", help="run what is missing first")
     add_arguments(parser)
@@ -330,11 +344,11 @@ def main() -> int:
     seconds = round(time.monotonic() - began, 1)
     found |= {"faults": wrong, "seconds": seconds, **provenance(("numpy", "torch"))}
     write_evidence(options.out, found, allow_nan=False)
-    if found["cells"]:
-        write_figure(found["cells"], options.figure)
     print(table_text(found))
     for text in wrong:
         print(f"evidence: {text}", file=sys.stderr)
+    if found["cells"]:
+        write_figure(found["cells"], options.out.with_suffix(".svg"))
     return 1 if wrong else 0
 
 

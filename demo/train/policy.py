@@ -85,7 +85,8 @@ def main() -> int:
         if options.only_collect:
             return 0
         train(training)
-        print(assemble(source, output / ("model" if options.size == "small" else "model_large")))
+        model = output / ("model" if options.size == "small" else "model_large")
+        print(assemble(training.out, model))
     except ConfigurationError as error:
         print(f"policy: {error}", file=sys.stderr)
         return 2

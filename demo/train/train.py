@@ -30,7 +30,7 @@ from demo.train.layout import (
     train_tokenizer,
     write_small_files,
 )
-from demo.train.trainer import Trainer, TrainingSettings
+from demo.train.trainer import FROZEN, Trainer, TrainingSettings
 from qvla_ros.atomic_file import atomic_file
 from qvla_ros.errors import ConfigurationError
 from qvla_ros.models.folder_settings import processing_settings
@@ -42,6 +42,7 @@ from qvla_ros.models.robot_constants import ROBOT_CONSTANTS
 from qvla_ros.models.vision_transformer import VisionTransformer
 
 ROBOT = ROBOT_CONSTANTS["libero"]
+WEIGHTS, TOKENIZER, RECORD = "trained.safetensors", "tokenizer.json", "training.json"
 
 
 def frozen_backbone() -> VisionTransformer:
@@ -61,13 +62,15 @@ def train(options: argparse.Namespace) -> None:
         options: Of ``training_options``.
     """
     device = torch.device(options.device)
+    before: Path | None = options.begin_with
+    runs_before = json.loads((before / RECORD).read_bytes())["runs"] if before else []
     options.work.mkdir(parents=True, exist_ok=True)
     tasks = _load(options, device)
     torch.manual_seed(options.seed)  # after the samples, whether they were prepared now or before
     network, processing = _network(tasks, options.work, options.language, device)
     pretrained = _pretrained(network, options.language)
-    if options.begin_with is not None:
-        _go_on_from(options.begin_with, network, options.work)
+    if before is not None:
+        _go_on_from(before / "model", network, options.work)
     settings = TrainingSettings(
         options.steps, options.batch, options.learning_rate, options.aim_weight, options.seed
     )
@@ -76,7 +79,7 @@ def train(options: argparse.Namespace) -> None:
         "demonstrations": options.demonstrations,
         "variants": options.variants,
         "language": options.language,
-        "begin_with": options.begin_with and _sha256(options.begin_with),
+        "begin_with": before and _sha256(before / "model" / WEIGHTS),
     }
     state = options.work / "state.safetensors"
     trainer = Trainer(network, processing, tasks, settings, purpose, state, pretrained)
@@ -92,8 +95,8 @@ def train(options: argparse.Namespace) -> None:
         "seconds": round(trainer.state.seconds),
         "curve": {"columns": ["step", "l1", "aim"], "rows": trainer.state.curve},
     }
-    runs = [*_runs_before(options.begin_with), record]
-    with atomic_file(options.out.parent / "training.json") as file:
+    runs = [*runs_before, record]
+    with atomic_file(options.out.parent / RECORD) as file:
         file.write(f"{json.dumps({'runs': runs})}\n".encode())
 
 
@@ -114,9 +117,19 @@ def training_options(arguments: Sequence[str] | None = None) -> argparse.Namespa
     parser.add_argument("--learning-rate", type=float, default=8e-4)
     parser.add_argument("--aim-weight", type=float, default=0.5)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--begin-with", type=Path, help="a trained half to go on from")
+    parser.add_argument(
+        "--begin-with", type=Path, metavar="FOLDER", help="go on from its model/ and training.json"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    before: Path | None = options.begin_with
+    if before is not None:
+        wanted = (before / RECORD, before / "model" / WEIGHTS, before / "model" / TOKENIZER)
+        if missing := [path for path in wanted if not path.exists()]:
+            parser.error(f"--begin-with: {missing[0]} is missing")
+        if before.resolve() == options.out.resolve().parent:
+            parser.error(f"--begin-with: {before} is going to be overwritten; begin with a copy")
+    return options
 
 
 def _load(options: argparse.Namespace, device: torch.device) -> list[TaskSamples]:
@@ -176,19 +189,21 @@ def _pretrained(network: OpenVlaOft, language: str) -> set[str]:
     return set(tensors)
 
 
-def _go_on_from(trained: Path, network: OpenVlaOft, small: Path) -> None:
-    """Begin with the weights of another training; embeddings only if the tokens are the same."""
-    before = {name: tensor.float() for name, tensor in load_file(trained).items()}
-    tokens = [(folder / "tokenizer.json").read_bytes() for folder in (trained.parent, small)]
-    if tokens[0] != tokens[1]:
+def _go_on_from(model: Path, network: OpenVlaOft, small: Path) -> None:
+    """Begin with the weights of another training; embeddings only if the tokens are the same.
+
+    Raises:
+        ConfigurationError: They are weights of another network.
+    """
+    before = {name: tensor.float() for name, tensor in load_file(model / WEIGHTS).items()}
+    own = {n: t.shape for n, t in network.state_dict().items() if not n.startswith(FROZEN)}
+    strange = own.keys() ^ before.keys()
+    if (model / TOKENIZER).read_bytes() != (small / TOKENIZER).read_bytes():
         del before["language_model.model.embed_tokens.weight"]
+    strange |= {name for name, tensor in before.items() if tensor.shape != own.get(name)}
+    if strange:
+        raise ConfigurationError(f"{model} is another network: {', '.join(sorted(strange)[:5])}")
     network.load_state_dict(before, strict=False)
-
-
-def _runs_before(trained: Path | None) -> list[dict]:
-    """The records of the trainings that ``trained`` comes from."""
-    told = trained and trained.parents[1] / "training.json"
-    return json.loads(told.read_bytes())["runs"] if told and told.exists() else []
 
 
 def _write_model(weights: dict[str, Tensor], small: Path, out: Path) -> None:
@@ -197,7 +212,7 @@ def _write_model(weights: dict[str, Tensor], small: Path, out: Path) -> None:
     for part in small.glob("*.json"):
         with atomic_file(out / part.name) as copy:
             copy.write(part.read_bytes())
-    with atomic_file(out / "trained.safetensors") as file:
+    with atomic_file(out / WEIGHTS) as file:
         file.write(save(half))
 
 

@@ -1,5 +1,6 @@
-"""What a policy answers on many frames, and the last hidden states that it answers from."""
+"""What a policy answers on many frames, and the last hidden states of its language model."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -26,22 +27,29 @@ class HeldoutAnswers:
     hidden: tuple[Tensor, ...]
 
     def hidden_error_against(self, reference: "HeldoutAnswers") -> float:
-        """Root mean square difference of the hidden states.
+        """Root mean square difference of the hidden states, over all tokens alike.
 
-        It is the fidelity to data that quantizers of language models aim at. It is taken behind
-        all layers because inside of them methods may scale columns, which changes what a layer
-        answers but not what the network does.
+        It is the fidelity to data that quantizers of language models aim at; they do not know
+        which tokens become actions. It is taken behind all layers because inside of them methods
+        may scale columns, which changes what a layer answers but not what the network does.
         """
-        pairs = zip(self.hidden, reference.hidden, strict=True)
-        squares = [(one.float() - other.float()).square().flatten() for one, other in pairs]
-        return float(torch.cat(squares).double().mean().sqrt())
+        total, count = 0.0, 0
+        for one, other in zip(self.hidden, reference.hidden, strict=True):
+            total += float((one.float() - other.float()).square().sum(dtype=torch.float64))
+            count += one.numel()
+        return math.sqrt(total / count)
 
 
 def answer_batches(policy: Policy, batches: Sequence[ModelInputs]) -> HeldoutAnswers:
     """The answers of a policy to many frames at once."""
     actions, hidden, seen = [], [], list[Tensor]()
     norm = cast(nn.Module, policy.network.llama.norm)
-    handle = norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].float()))
+
+    def note(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if not seen:
+            seen.append(inputs[0].float())
+
+    handle = norm.register_forward_pre_hook(note)
     try:
         for batch in batches:
             actions.append(policy.normalized_actions(batch))

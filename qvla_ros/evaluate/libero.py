@@ -67,6 +67,7 @@ class LiberoTask:
                 f"suite {suite!r} has tasks 0 to {self._suite.n_tasks - 1}, not {task_index}"
             )
         self._task_index = task_index
+        self._randomized_start = randomized_start
         self._environment = self._libero.ControlEnv(
             bddl_file_name=self._suite.get_task_bddl_file_path(task_index),
             initialization_noise="default" if randomized_start else None,
@@ -122,7 +123,13 @@ class LiberoTask:
         state, therefore each episode starts from the hard reset with the same seed: its course
         does not depend on the episodes before it. That reset takes a second, so it is done once;
         afterwards robot and controller are reset and the physics is put back, bit for bit.
+
+        Raises:
+            ConfigurationError: There is no such state.
+            ValueError: The start is randomized, which this reset would undo at the second time.
         """
+        if self._randomized_start:
+            raise ValueError("official initial states need a task whose start is not randomized")
         states = self._official_initial_states()
         if not 0 <= index < len(states):
             raise ConfigurationError(

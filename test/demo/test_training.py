@@ -1,6 +1,5 @@
 """The training of the demo policy goes on where it was killed, and its aims are the data's."""
 
-import json
 import shutil
 from collections.abc import Collection
 from pathlib import Path
@@ -8,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from demo.pretrained import read_language_model
+from demo.train import policy
 from demo.train.dataset import TaskSamples, _aims, read_samples, write_samples
 from demo.train.demonstration import Demonstration, DemonstrationOrigin
 from demo.train.layout import DINO, SIGLIP_LIKE
-from demo.train.train import _go_on_from, _runs_before
+from demo.train.train import _go_on_from, training_options
 from demo.train.trainer import Trainer, TrainingSettings
 from qvla_ros.errors import ConfigurationError
 from qvla_ros.models.folder_settings import processing_settings
@@ -147,7 +147,7 @@ def test_embeddings_of_other_tokens_are_not_gone_on_from(tmp_path, same_tokens):
         shutil.copy(MODEL / "tokenizer.json", tmp_path)
     else:
         (tmp_path / "tokenizer.json").write_text("{}")
-    _go_on_from(MODEL / "trained.safetensors", network, tmp_path)
+    _go_on_from(MODEL, network, tmp_path)
     trained = load_file(MODEL / "trained.safetensors")
     embeddings = "language_model.model.embed_tokens.weight"
     for name, tensor in trained.items():
@@ -156,7 +156,35 @@ def test_embeddings_of_other_tokens_are_not_gone_on_from(tmp_path, same_tokens):
         assert torch.equal(network.state_dict()[name], expected), name
 
 
-def test_the_record_of_a_training_keeps_those_it_comes_from():
-    told = json.loads((MODEL.parent / "training.json").read_bytes())["runs"]
-    assert _runs_before(MODEL / "trained.safetensors") == told
-    assert _runs_before(None) == []
+def test_weights_of_another_network_are_not_gone_on_from(tmp_path):
+    network = trainer(tmp_path / "state.safetensors")._network
+    shutil.copy(MODEL / "tokenizer.json", tmp_path)
+    weights = load_file(MODEL / "trained.safetensors")
+    weights["projector.fc1.bias"] = torch.zeros(3)
+    save_file(weights, tmp_path / "trained.safetensors")
+    with pytest.raises(ConfigurationError, match=r"another network: projector\.fc1\.bias"):
+        _go_on_from(tmp_path, network, tmp_path)
+    del weights["projector.fc1.bias"]
+    save_file(weights, tmp_path / "trained.safetensors")
+    with pytest.raises(ConfigurationError, match=r"another network: projector\.fc1\.bias"):
+        _go_on_from(tmp_path, network, tmp_path)
+
+
+def test_what_a_training_begins_with_must_be_whole_and_not_what_it_writes(tmp_path, capsys):
+    words = ["--data", str(tmp_path), "--begin-with"]
+    assert training_options([*words, str(MODEL.parent), "--out", str(tmp_path / "model")])
+    for folder, out, said in (
+        (tmp_path, tmp_path / "model", "training.json is missing"),
+        (MODEL.parent, MODEL, "begin with a copy"),
+    ):
+        with pytest.raises(SystemExit):
+            training_options([*words, str(folder), "--out", str(out)])
+        assert said in capsys.readouterr().err
+
+
+def test_a_wrong_word_for_the_training_is_told_before_the_collecting(monkeypatch, capsys):
+    monkeypatch.setattr(policy, "collect", lambda *_: pytest.fail("it collects"))
+    monkeypatch.setattr("sys.argv", ["policy", "small", "--stepps", "3"])
+    with pytest.raises(SystemExit):
+        policy.main()
+    assert "--stepps" in capsys.readouterr().err

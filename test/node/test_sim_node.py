@@ -150,6 +150,7 @@ def test_two_episodes_through_ros_execute_the_same_actions_as_in_process(
     environment.pop("LD_LIBRARY_PATH", None)
     words = ["rollout", "--tasks", "0", "--episodes", str(EPISODES), "--max-steps", str(STEPS)]
     words += ["--policy", str(packed_checkpoint), "--out", str(alone)]
+    words += ["--workers", str(EPISODES)]  # each with a simulator of its own; below they share one
     run([str(SIMULATOR), "-m", "qvla_ros.cli.main", *words], environment)
     launch = [sys.executable, str(ROOT / "scripts" / "ros2_launch.py")]
     launch += [str(ROOT / "launch" / "closed_loop.launch.py"), "tasks:=[0]", f"out:={through}"]
