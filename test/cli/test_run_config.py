@@ -99,7 +99,7 @@ def test_what_is_saved_beside_a_result_says_the_same_again(tmp_path, monkeypatch
 def test_the_example_can_be_read(tmp_path):
     example = Path(__file__).parents[2] / "config" / "offline" / "quantize.yaml"
     found = parsed(tmp_path, example.read_text())
-    assert (found.bits, len(found.bags), len(found.heldout)) == (4.0, 4, 2)
+    assert (found.bits, len(found.bags), len(found.heldout)) == (4.0, 7, 5)
     commented = re.sub(r"^# (?=[a-z_]+: )", "", example.read_text(), flags=re.MULTILINE)
     everything = parsed(tmp_path, commented)
     assert everything.widths == (0, 2, 3, 4, 8, 16)
