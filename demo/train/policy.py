@@ -30,6 +30,11 @@ SIZES: dict[str, tuple[str, ...]] = {
 """Size to what it is trained with."""
 
 
+def demonstrations_of(data: Path, task: int) -> Path:
+    """Folder of a task's demonstrations; ``trained_tasks`` reads the task off its name."""
+    return data / f"{SUITE}_{task}"
+
+
 def collect(python: Path, data: Path, tasks: Sequence[int], episodes: int, jobs: int) -> None:
     """Demonstrations of each task, several tasks at once.
 
@@ -39,7 +44,7 @@ def collect(python: Path, data: Path, tasks: Sequence[int], episodes: int, jobs:
     data.mkdir(parents=True, exist_ok=True)
 
     def one(task: int) -> None:
-        folder = data / f"{SUITE}_{task}"
+        folder = demonstrations_of(data, task)
         words = ["--suite", SUITE, "--task", task, "--episodes", episodes, "--out", folder]
         command = [str(python), "-m", "demo.train.collect", *map(str, words)]
         log = folder.with_suffix(".log")
@@ -73,8 +78,10 @@ def main() -> int:
     )
     options, further = parser.parse_known_args()
     work = output / f"training_{options.size}"
-    source = SOURCE if options.size == "small" else work / "source"
-    folders = [options.data / f"{SUITE}_{task}" for task in options.tasks]
+    source, model = SOURCE, output / "model"
+    if options.size != "small":
+        source, model = work / "source", output / f"model_{options.size}"
+    folders = [demonstrations_of(options.data, task) for task in options.tasks]
     words = ["--demonstrations", str(options.episodes), "--work", str(work), "--out", str(source)]
     words = ["--data", *map(str, folders), *words, *SIZES[options.size], *further]
     training = training_options(words)  # a wrong word is told before the hours of collecting
@@ -85,7 +92,6 @@ def main() -> int:
         if options.only_collect:
             return 0
         train(training)
-        model = output / ("model" if options.size == "small" else "model_large")
         print(assemble(training.out, model))
     except ConfigurationError as error:
         print(f"policy: {error}", file=sys.stderr)
