@@ -1,6 +1,6 @@
 """Closed loop: statistics, records and plans are tested here; no stand-in plays the simulator.
 
-The one test that runs a simulation needs LIBERO and is skipped, with the reason, without it.
+The tests that run a simulation need LIBERO and are skipped, with the reason, without it.
 """
 
 import json
@@ -279,6 +279,28 @@ def test_libero_answers_the_same_for_the_same_initial_state():
     np.testing.assert_array_equal(first.state, again.state)
     for name in ("primary", "wrist"):
         np.testing.assert_array_equal(first.images[name], again.images[name])
+
+
+def test_a_control_step_ends_where_that_of_robosuite_does_bit_for_bit():
+    pytest.importorskip("libero", reason="LIBERO is not installed: pip install 'qvla_ros[libero]'")
+    from qvla_ros.evaluate.libero import LiberoTask, to_environment_convention
+
+    random = np.random.default_rng(0)
+    actions = random.uniform(-1, 1, (30, 7)).astype(np.float32)
+    actions[:, 2], actions[:, 6] = -0.6, np.arange(30) < 20  # down onto the table, then close
+    task = LiberoTask("libero_spatial", 0)
+    ends = []
+    try:
+        for step in (task.step, lambda a: task.simulation.step(to_environment_convention(a))):
+            task.reset_to_initial_state(1)
+            for action in actions:
+                step(action)
+            data = task.simulation.sim.data
+            ends.append([np.array(x) for x in (data.qpos, data.qvel, data.qacc, data.sensordata)])
+    finally:
+        task.close()
+    for ours, theirs in zip(*ends, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_the_table_and_the_json_say_rate_interval_simulator_and_pairs():
