@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 ENV := bash scripts/setup.sh && . scripts/env.sh &&
 
-.PHONY: demo test check score-check report evidence-method evidence-7b evidence-runtime evidence-node policy closed-loop closed-loop-cells evidence-closed-loop test-transformers setup clean
+.PHONY: demo test check score-check report evidence-method evidence-7b evidence-runtime evidence-node policy closed-loop closed-loop-cells closed-loop-calibration evidence-closed-loop test-transformers setup clean
 
 demo:            ## quantize the demo policy, serve it over ROS 2, and measure it
 	@$(ENV) python -m demo.run_demo
@@ -47,6 +47,9 @@ closed-loop:     ## success in LIBERO: float, packed, through ROS 2 (after make 
 
 closed-loop-cells: ## success of every method at every budget; hours, can be interrupted
 	@$(ENV) bash scripts/closed_loop.sh cells $(SIM_ARGS)
+
+closed-loop-calibration: ## success of checkpoints that were calibrated with other states
+	@$(ENV) bash scripts/closed_loop.sh demo.calibration_ablation $(SIM_ARGS)
 
 evidence-closed-loop: ## what the kept episodes tell; SIMULATE=1 runs them anew, hours
 	@$(ENV) $(if $(SIMULATE),bash scripts/closed_loop.sh,python -m) demo.evidence_closed_loop \

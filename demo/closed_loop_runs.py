@@ -92,7 +92,7 @@ def roll_out(settings: Settings, policy: Path, name: str, episodes: int) -> None
     words += ["--policy", str(policy), "--out", str(settings.records(name))]
     command = [str(settings.simulator_python), "-m", "qvla_ros.cli.main", *words]
     done = subprocess.run(command, env=simulator_environment(), cwd=ROOT, check=False)
-    _require(done, name)
+    require(done, name)
 
 
 def through_ros(
@@ -116,7 +116,7 @@ def through_ros(
     environment.setdefault("ROS_DOMAIN_ID", str(random.randint(1, 100)))
     environment.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     done = subprocess.run(launch, env=environment, cwd=ROOT, stdin=subprocess.DEVNULL, check=False)
-    _require(done, name)
+    require(done, name)
 
 
 def run_paired(settings: Settings) -> None:
@@ -183,7 +183,7 @@ def keep(settings: Settings, kept: Path = KEPT) -> list[str]:
     ):
         name = f"{path.relative_to(settings.work)}.xz"
         records = read_records(path)
-        _check_nothing_is_lost(kept / name, records)
+        check_nothing_is_lost(kept / name, records)
         write_records(kept / name, records)
         names.append(name)
     cells = {}
@@ -207,7 +207,8 @@ def keep(settings: Settings, kept: Path = KEPT) -> list[str]:
     return names
 
 
-def _check_nothing_is_lost(path: Path, records: Sequence[RolloutRecord]) -> None:
+def check_nothing_is_lost(path: Path, records: Sequence[RolloutRecord]) -> None:
+    """Raise ``ConfigurationError`` if ``path`` keeps an episode of this policy that is not here."""
     policies, keys = {one.policy_sha256 for one in records}, {one.key for one in records}
     lost = [o for o in read_records(path) if o.policy_sha256 in policies and o.key not in keys]
     if lost:
@@ -217,7 +218,8 @@ def _check_nothing_is_lost(path: Path, records: Sequence[RolloutRecord]) -> None
         )
 
 
-def _require(done: subprocess.CompletedProcess, name: str) -> None:
+def require(done: subprocess.CompletedProcess, name: str) -> None:
+    """Raise ``ConfigurationError`` if a run failed."""
     if done.returncode:
         raise ConfigurationError(
             f"{name}: the run ended with status {done.returncode}, see above; it can be resumed"

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from demo import calibration_ablation
 from demo.closed_loop_figure import write_figure
 from demo.closed_loop_runs import (
     ROOT,
@@ -83,6 +84,7 @@ def measure(kept: Path, seed: int) -> dict[str, object]:
         }
         or NOT_MEASURED,
         "predictor_rank_correlation": _predictors(cells, outcomes, seed),
+        "calibration_ablation": _calibrations(kept, records),
         "mujoco": sorted({one.mujoco for group in records.values() for one in group}),
     }
 
@@ -139,6 +141,26 @@ def _cells(kept: Path, records: dict[str, list[RolloutRecord]]) -> list[dict[str
             }
         )
     return sorted(cells, key=lambda one: (-one["bits"], one["method"]))
+
+
+def _calibrations(
+    kept: Path, records: dict[str, list[RolloutRecord]]
+) -> dict[str, dict[str, object]] | str:
+    """Checkpoints that differ in what they were calibrated with, against the first."""
+    path = kept / calibration_ablation.FOLDER / "checkpoints.json"
+    if not path.exists():
+        return NOT_MEASURED
+    found = {}
+    for arm, facts in json.loads(path.read_text(encoding="utf-8")).items():
+        group, first = (
+            records.get(f"{calibration_ablation.FOLDER}/{one}", [])
+            for one in (arm, calibration_ablation.FIRST)
+        )
+        if {one.policy_sha256 for one in group} != {facts["checkpoint_sha256"]}:
+            raise ConfigurationError(f"the episodes of {arm} are missing or of another checkpoint")
+        against = NOT_MEASURED if arm == calibration_ablation.FIRST else _against(group, first)
+        found[arm] = {**facts, **_rate(_total(group)), "against_first": against}
+    return found
 
 
 def _through_ros(records: Records, in_process: Records) -> dict[str, object]:
@@ -289,6 +311,12 @@ def table_text(found: dict) -> str:
                 f"{one['steps']} steps, {one['expired_chunks']} expired chunks, drops "
                 f"{one['drops']}"
             )
+    if isinstance(found["calibration_ablation"], dict):
+        for arm, one in found["calibration_ablation"].items():
+            lines.append(
+                f"calibrated with {arm}, {one['bits']:g} bits: error "
+                f"{one['heldout_action_error']:.4f}, {_share(one)}; {_pairs(one['against_first'])}"
+            )
     lines.append(f"rank correlation with failure: {_predictors_text(found)}")
     return "\n".join(lines)
 
@@ -333,12 +361,14 @@ def main() -> int:
         for step in (
             lambda: run_paired(settings),
             lambda: run_cells(settings, methods_of(options.methods), options.budgets),
+            lambda: calibration_ablation.run(settings),
         ):
             try:
                 step()
             except ConfigurationError as error:  # the rest can still be measured
                 trouble.append(f"{error}")
         keep(settings, options.kept)
+        calibration_ablation.keep(settings, options.kept)
     found: dict = measure(options.kept, options.seed)
     wrong = [*trouble, *faults(found)]
     seconds = round(time.monotonic() - began, 1)

@@ -4,9 +4,11 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from demo import closed_loop_runs
+from demo.calibration_ablation import phases
 from demo.closed_loop_figure import write_figure
 from demo.closed_loop_runs import KEPT, Settings, keep, run_paired, trained_tasks
 from demo.evidence_closed_loop import NOT_MEASURED, faults, measure, table_text
@@ -105,6 +107,39 @@ def test_the_predictors_are_held_against_the_episodes_that_all_cells_have(kept):
     predictor = measure(kept, seed=0)["predictor_rank_correlation"]
     assert predictor["episodes_of_each"] == 10
     assert predictor["heldout_action_error"]["spearman_with_failure"] < 0.9
+
+
+def test_checkpoints_of_other_calibration_states_are_held_against_the_first(kept):
+    told = {}
+    for arm, successes in (("demonstrations", 40), ("own_rollouts", 44)):
+        records = episodes(successes, arm)
+        write_records(kept / "calibration" / f"{arm}.jsonl.xz", records)
+        sha = records[0].policy_sha256
+        told[arm] = {"bits": 2.5, "heldout_action_error": 0.01, "checkpoint_sha256": sha}
+    (kept / "calibration" / "checkpoints.json").write_text(json.dumps(told))
+    found = measure(kept, seed=0)
+    assert found["calibration_ablation"]["demonstrations"]["against_first"] == NOT_MEASURED
+    own = found["calibration_ablation"]["own_rollouts"]
+    assert (own["successes"], own["against_first"]["only_this"]) == (44, 4)
+    assert "calibrated with own_rollouts, 2.5 bits: error 0.0100, 44/50" in table_text(found)
+    write_records(kept / "calibration" / "own_rollouts.jsonl.xz", episodes(44, "another"))
+    with pytest.raises(ConfigurationError, match="own_rollouts are missing or of another"):
+        measure(kept, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("closed", "shares"),
+    [
+        ([0] * 20, [20, 0, 0, 0]),
+        ([0] * 20 + [1] * 30 + [0] * 5, [12, 17, 13, 13]),
+        ([0] * 20 + [1] * 30, [12, 17, 21, 0]),  # never released
+        ([0] * 20 + [1] * 10 + [0] * 5 + [1] * 15 + [0] * 5, [12, 17, 13, 13]),  # lost once
+    ],
+)
+def test_the_phases_of_an_episode_are_told_by_its_gripper(closed, shares):
+    phase = phases(np.array(closed, bool))
+    assert np.bincount(phase, minlength=4).tolist() == shares
+    assert (np.diff(phase) >= 0).all()
 
 
 def test_the_figure_of_the_same_cells_is_the_same_file(kept, tmp_path):
