@@ -36,7 +36,7 @@ from qvla_ros.evaluate.episode import read_episode
 from qvla_ros.evaluate.rollout_record import read_records, write_records
 from qvla_ros.models.robot_constants import ROBOT_CONSTANTS
 
-BITS = 2.5
+BITS = 2.0
 """Where this policy's checkpoints begin to lose, so that a better set could be told."""
 FRAMES = 128
 HELDOUT_FRAMES = 320
