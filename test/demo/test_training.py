@@ -1,5 +1,7 @@
 """The training of the demo policy goes on where it was killed, and its aims are the data's."""
 
+import hashlib
+import json
 import shutil
 from collections.abc import Collection
 from pathlib import Path
@@ -9,17 +11,20 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from demo.assemble import assemble
 from demo.pretrained import read_language_model
 from demo.train import policy
 from demo.train.dataset import TaskSamples, _aims, read_samples, write_samples
-from demo.train.demonstration import Demonstration, DemonstrationOrigin
+from demo.train.demonstration import Demonstration, DemonstrationOrigin, write_demonstration
 from demo.train.layout import DINO, SIGLIP_LIKE
-from demo.train.train import _go_on_from, training_options
+from demo.train.train import _go_on_from, train, training_options
 from demo.train.trainer import Trainer, TrainingSettings
 from qvla_ros.errors import ConfigurationError
+from qvla_ros.image_codec import encode_jpeg
 from qvla_ros.models.folder_settings import processing_settings
 from qvla_ros.models.openvla_oft import OpenVlaOft, OpenVlaOftConfig
 from qvla_ros.models.processing import Processing
+from qvla_ros.models.registry import open_model
 from qvla_ros.models.released_folder import open_small_files
 from qvla_ros.models.released_layout import read_llama, read_towers
 from qvla_ros.models.robot_constants import ROBOT_CONSTANTS
@@ -117,6 +122,48 @@ def test_a_training_that_was_killed_ends_as_one_that_was_not(tmp_path, monkeypat
     assert not any(name.startswith(("aim_head.", "vision_backbone.featurizer")) for name in whole)
     with pytest.raises(ConfigurationError, match="another data"):
         trainer(tmp_path / "cut.safetensors", data="other")
+
+
+def demonstration_of(folder: Path, task: int, instruction: str) -> None:
+    random = np.random.default_rng(task)
+    pictures = random.integers(0, 256, (2, 2, 128, 128, 3), dtype=np.uint8)
+    jpegs = {
+        name: [encode_jpeg(picture) for picture in pictures[place]]
+        for place, name in enumerate(ROBOT.image_names)
+    }
+    actions = random.uniform(-1, 1, (12, 7)).astype(np.float32)
+    actions[:, -1] = [1] * 4 + [0] * 4 + [1] * 4
+    states = random.normal(size=(12, 8)).astype(np.float32)
+    origin = DemonstrationOrigin("libero_spatial", task, 1, 0, 0.1, "3.3.2")
+    steps = np.array([0, 2], np.int32)
+    folder.mkdir()
+    write_demonstration(
+        folder / "0000.npz", Demonstration(jpegs, steps, states, actions, instruction, origin)
+    )
+
+
+def test_a_training_from_demonstrations_to_a_model_folder_and_another_from_there(tmp_path):
+    for task in (0, 1):
+        demonstration_of(tmp_path / f"task_{task}", task, f"pick up bowl {task}")
+    words = ["--data", *(str(tmp_path / f"task_{task}") for task in (0, 1)), "--device", "cpu"]
+    words += ["--steps", "2", "--batch", "2", "--variants", "1", "--work", str(tmp_path / "work")]
+    first, second = tmp_path / "first", tmp_path / "second"
+    train(training_options([*words, "--out", str(first / "model")]))
+    goes_on = ["--work", str(tmp_path / "more"), "--begin-with", str(first)]
+    train(training_options([*words, *goes_on, "--out", str(second / "model")]))
+    before, after = (load_file(one / "model" / "trained.safetensors") for one in (first, second))
+    kept = load_file(MODEL / "trained.safetensors")
+    own = {name: tensor.shape for name, tensor in before.items() if "embed_tokens" not in name}
+    assert own == {name: kept[name].shape for name in own}
+    # the same seed and samples: without what it began with, the second would be the first again
+    moved = [(after[name].float() - before[name].float()).abs().max() for name in own]
+    assert 0 < max(moved) < 0.01
+    runs = json.loads((second / "training.json").read_text())["runs"]
+    assert runs[0] == json.loads((first / "training.json").read_text())["runs"][0]
+    assert [one["tasks"]["pick up bowl 1"]["samples"] for one in runs] == [2, 2]
+    sha256 = hashlib.sha256((first / "model" / "trained.safetensors").read_bytes()).hexdigest()
+    assert (runs[0]["begin_with"], runs[1]["begin_with"]) == (None, sha256)
+    assert open_model(assemble(second / "model", tmp_path / "whole")).bf16_bytes > 50e6
 
 
 def test_prepared_samples_are_read_as_they_were_written(tmp_path):
