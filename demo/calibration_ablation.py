@@ -97,17 +97,23 @@ def _checkpoint(settings: Settings, arm: str) -> Path:
     return settings.work / FOLDER / f"{arm}.qvla.safetensors"
 
 
+def quantize_words(settings: Settings, arm: str) -> list[str]:
+    """The command line by which a checkpoint is made."""
+    heldout = sorted((ROOT / "demo" / "bags").glob("heldout_*"))
+    words = ["quantize", settings.model, *bags_of(settings, arm)]
+    words += ["--bits", BITS, "--frames", FRAMES]
+    words += ["--heldout", *heldout, "--heldout-frames", HELDOUT_FRAMES]
+    return [str(word) for word in (*words, "--out", _checkpoint(settings, arm))]
+
+
 def run(settings: Settings) -> None:
     """Quantize with each set and roll out."""
-    heldout = sorted((ROOT / "demo" / "bags").glob("heldout_*"))
     for arm in ARMS:
         out = _checkpoint(settings, arm)
         if not out.exists():
             if arm != FIRST:
                 _record(settings, arm)
-            words = ["quantize", settings.model, *bags_of(settings, arm)]
-            words += ["--heldout", *heldout, "--heldout-frames", HELDOUT_FRAMES, "--out", out]
-            if qvla([str(word) for word in words]) != 0:
+            if qvla(quantize_words(settings, arm)) != 0:
                 raise ConfigurationError(f"qvla quantize failed with {arm}, see above")
         roll_out(settings, out, f"{FOLDER}/{arm}", settings.episodes)
 

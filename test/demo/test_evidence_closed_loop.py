@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from demo import closed_loop_runs
+from demo import calibration_ablation, closed_loop_runs
 from demo.calibration_ablation import phases
 from demo.closed_loop_figure import write_figure
 from demo.closed_loop_runs import KEPT, Settings, keep, run_paired, trained_tasks
 from demo.evidence_closed_loop import NOT_MEASURED, faults, measure, table_text
+from qvla_ros.cli.main import build_parser
 from qvla_ros.errors import ConfigurationError
 from qvla_ros.evaluate.method_cell import MethodCell
 from qvla_ros.evaluate.rollout_record import RolloutRecord, RosFacts, read_records, write_records
@@ -125,6 +126,21 @@ def test_checkpoints_of_other_calibration_states_are_held_against_the_first(kept
     write_records(kept / "calibration" / "own_rollouts.jsonl.xz", episodes(44, "another"))
     with pytest.raises(ConfigurationError, match="own_rollouts are missing or of another"):
         measure(kept, seed=0)
+
+
+def test_each_checkpoint_of_the_ablation_is_made_with_its_own_bags_at_the_same_budget(tmp_path):
+    settings = Settings(tmp_path, tmp_path, tmp_path, tmp_path, (0,), 50, 20, 1)
+    bag = tmp_path / "calibration" / "bags_own_rollouts" / "rollout_0_0"
+    bag.mkdir(parents=True)
+    first, own = (
+        build_parser().parse_args(calibration_ablation.quantize_words(settings, arm))
+        for arm in calibration_ablation.ARMS[:2]
+    )
+    assert own.bags == [bag]
+    assert len(first.bags) == 7
+    assert (first.bits, first.frames) == (own.bits, own.frames)
+    assert first.bits is not None
+    assert not {*first.heldout} & {*first.bags}
 
 
 @pytest.mark.parametrize(
