@@ -35,8 +35,15 @@ SUITE = "libero_spatial"
 BUDGETS = (8.0, 6.0, 4.0, 3.5, 3.0, 2.5, 2.0)
 DECIDING = ("ours", "ours-a8", "rtn", "qvla-code", "gptq-clip")
 DECIDING_BUDGETS = (4.0, 3.5, 3.0, 2.5)
-ROS_RUNS = {"ros_lockstep": (8, 0.0), "ros_paced": (4, 0.5)}
-"""Name to control steps between images and real-time factor (0: the clock waits)."""
+HALF_A_CHUNK = 4
+IN_PROCESS = {"packed": 0, "packed_half_chunks": HALF_A_CHUNK}
+"""Name to the executed steps of each chunk (0: all), of make demo's checkpoint."""
+ROS_RUNS = {
+    "ros_lockstep": (8, 0.0, "packed"),
+    "ros_paced": (HALF_A_CHUNK, 0.5, "packed_half_chunks"),
+}
+"""Name to control steps between images, real-time factor (0: the clock waits), and the run in
+process that asks as often."""
 ROS_EPISODES = 50
 """Of a run through ROS 2 at least, all tasks together; a run whose clock does not wait has no more."""
 
@@ -85,11 +92,14 @@ def simulator_environment() -> dict[str, str]:
     return environment
 
 
-def roll_out(settings: Settings, policy: Path, name: str, episodes: int) -> None:
+def roll_out(
+    settings: Settings, policy: Path, name: str, episodes: int, open_loop_steps: int = 0
+) -> None:
     """Run a policy in process, from initial states 0 to ``episodes - 1`` of each task."""
     words = ["rollout", "--suite", SUITE, "--tasks", ",".join(map(str, settings.tasks))]
     words += ["--episodes", str(episodes), "--workers", str(settings.workers)]
     words += ["--policy", str(policy), "--out", str(settings.records(name))]
+    words += ["--open-loop-steps", str(open_loop_steps)]
     command = [str(settings.simulator_python), "-m", "qvla_ros.cli.main", *words]
     done = subprocess.run(command, env=simulator_environment(), cwd=ROOT, check=False)
     require(done, name)
@@ -122,11 +132,14 @@ def through_ros(
 def run_paired(settings: Settings) -> None:
     """The float policy, the packed one, and the packed one through ROS 2: the same episodes.
 
-    With a clock that does not wait an episode takes its own time, so there they are fewer.
+    The packed one also in process with half of each chunk, as often as the faster of the runs
+    through ROS 2 asks. With a clock that does not wait an episode takes its own time, so there they
+    are fewer.
     """
     roll_out(settings, settings.model, "float", settings.episodes)
-    roll_out(settings, settings.checkpoint, "packed", settings.episodes)
-    for name, (camera_every, factor) in ROS_RUNS.items():
+    for name, steps in IN_PROCESS.items():
+        roll_out(settings, settings.checkpoint, name, settings.episodes, steps)
+    for name, (camera_every, factor, _) in ROS_RUNS.items():
         fewer = min(settings.episodes, -(-ROS_EPISODES // len(settings.tasks)))
         episodes = fewer if factor else settings.episodes
         through_ros(settings, name, camera_every, factor, episodes)

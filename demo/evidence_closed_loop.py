@@ -23,6 +23,7 @@ from demo.closed_loop_figure import write_figure
 from demo.closed_loop_runs import (
     ROOT,
     ROS_EPISODES,
+    ROS_RUNS,
     add_arguments,
     keep,
     methods_of,
@@ -76,11 +77,14 @@ def measure(kept: Path, seed: int) -> dict[str, object]:
     return {
         "float_success": _float_success(records.get("float", [])),
         "packed_against_float": _against(records.get("packed", []), records.get("float", [])),
+        "half_chunks_against_whole": _against(
+            records.get("packed_half_chunks", []), records.get("packed", [])
+        ),
         "cells": cells,
         "ros_in_the_loop": {
-            name: _through_ros(records[name], records.get("packed", []))
-            for name in records
-            if name.startswith("ros_")
+            name: _through_ros(records[name], records.get(in_process, []))
+            for name, (_, _, in_process) in ROS_RUNS.items()
+            if name in records
         }
         or NOT_MEASURED,
         "predictor_rank_correlation": _predictors(cells, outcomes, seed),
@@ -296,6 +300,8 @@ def table_text(found: dict) -> str:
             lines.append(f"  {task:<24}{_share(one)}")
         lines.append(f"  mean over tasks {100 * found['float_success']['mean_over_tasks']:.1f} %")
     lines.append(f"make demo's checkpoint against float: {_pairs(found['packed_against_float'])}")
+    half = _pairs(found["half_chunks_against_whole"])
+    lines.append(f"the same, asked after half of each chunk, against whole ones: {half}")
     lines.append(f"{'method':<16}{'bits':>5}{'MB':>7}{'error':>8}  success, against BF16")
     for one in found["cells"]:
         lines.append(

@@ -43,6 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how the upright images of the simulation are turned; released LIBERO checkpoints "
         "were trained on left-right mirrored ones: mirror (default as_is)",
     )
+    parser.add_argument(
+        "--open-loop-steps",
+        type=int,
+        default=0,
+        metavar="N",
+        help="actions of each chunk that are executed before the policy is asked again (all)",
+    )
     parser.add_argument("--workers", type=int, default=1, help="processes, one thread each")
     parser.add_argument(
         "--out", type=Path, required=True, help="JSON lines; an interrupted run goes on there"
@@ -129,7 +136,12 @@ def _run(arguments: argparse.Namespace) -> "list[RolloutRecord]":
         raise ConfigurationError(f"--workers must be at least 1, not {arguments.workers}")
     if not arguments.policy.exists():
         raise ConfigurationError(f"--policy {arguments.policy} does not exist")
-    source = PolicySource(arguments.policy, arguments.unnorm_key, arguments.image_orientation)
+    source = PolicySource(
+        arguments.policy,
+        arguments.unnorm_key,
+        arguments.image_orientation,
+        arguments.open_loop_steps,
+    )
     plan = RolloutPlan(arguments.suite, arguments.tasks, arguments.episodes, arguments.max_steps)
     with Progress(len(plan.keys), f"rollout {arguments.policy.name}") as progress:
         return run_rollouts(source, plan, arguments.out, arguments.workers, progress.set)

@@ -1,8 +1,8 @@
 """Closed-loop roll-outs of a policy on LIBERO's official initial states, in parallel.
 
 The protocol: a hard reset with seed 0, the official initial state, ten steps of standing still;
-then the policy is asked, its whole chunk is executed open loop, and so on until the goal is
-reached or the steps are used up. An episode depends on nothing but its policy, task and initial
+then the policy is asked, its chunk (or the begin of it) is executed open loop, and so on until the
+goal is reached or the steps are used up. An episode depends on nothing but its policy, task and initial
 state, so an interrupted evaluation goes on where it stopped, and episodes of two policies are
 pairs.
 """
@@ -47,16 +47,20 @@ class PolicySource:
         path: A packed checkpoint (a file) or a float model (a folder).
         unnorm_key: Data set whose statistics a float model uses; unused for a checkpoint.
         orientation: How the simulator's upright images are turned for it.
+        open_loop_steps: How many actions of each chunk are executed before it is asked again; 0:
+            all.
     """
 
     path: Path
     unnorm_key: str | None = None
     orientation: str = "as_is"
+    open_loop_steps: int = 0
 
     def tag(self, policy: Policy) -> str:
         """What the records say of how the policy is run."""
         turns = "" if self.orientation == "as_is" else f", images {self.orientation}"
-        return policy.quant_tag + turns
+        steps = f", {self.open_loop_steps} steps of a chunk" if self.open_loop_steps else ""
+        return policy.quant_tag + turns + steps
 
     def load(self) -> Policy:
         """Load the policy."""
@@ -83,6 +87,11 @@ def run_rollouts(
     """
     policy, mujoco = source.load(), mujoco_version()
     check_fits_libero(policy)
+    if not 0 <= source.open_loop_steps <= policy.horizon:
+        raise ConfigurationError(
+            f"{source.open_loop_steps} steps of each chunk are to be executed; a chunk has "
+            f"{policy.horizon}"
+        )
     records = {record.key: record for record in read_records(out)}
     kept = list(records.values())
     check_same_run(out, kept, policy.checkpoint_sha256, source.tag(policy), mujoco)
@@ -102,8 +111,9 @@ def run_episode(
     initial_state: int,
     max_steps: int,
     orientation: str = "as_is",
+    open_loop_steps: int = 0,
 ) -> tuple[bool, np.ndarray]:
-    """Run one episode.
+    """Run one episode; the last two arguments are those of ``PolicySource``.
 
     Returns:
         Whether the goal was reached, and the executed actions ``float32 [steps, 7]``.
@@ -114,6 +124,7 @@ def run_episode(
         sensed = task.observe(len(executed) * CONTROL_PERIOD_NS)
         images = {name: turned(image, orientation) for name, image in sensed.images.items()}
         actions = policy.infer(replace(sensed, images=images)).chunk.actions
+        actions = actions[: open_loop_steps or None]
         for action in actions[: max_steps - len(executed)]:
             task.step(action)
             executed.append(action)
@@ -177,7 +188,12 @@ class _Worker:
         suite, index, initial_state = key
         task = self._open_task(suite, index)
         success, actions = run_episode(
-            self._policy, task, initial_state, self._max_steps, self._source.orientation
+            self._policy,
+            task,
+            initial_state,
+            self._max_steps,
+            self._source.orientation,
+            self._source.open_loop_steps,
         )
         if not self._closes_at_exit:
             # After the first image, to run before the exit handler that ends MuJoCo's EGL.

@@ -58,6 +58,9 @@ def kept(tmp_path: Path) -> Path:
     write_records(folder / "packed.jsonl.xz", packed)
     through_ros = [replace(one, ros=FACTS) for one in packed]
     write_records(folder / "ros_lockstep.jsonl.xz", through_ros)
+    half = episodes(49, "half chunks", tasks=5)
+    write_records(folder / "packed_half_chunks.jsonl.xz", half)
+    write_records(folder / "ros_paced.jsonl.xz", [replace(one, ros=FACTS) for one in half])
     told = {}
     for stem, (bits, error, successes) in CELLS.items():
         records = episodes(successes, stem)
@@ -91,6 +94,8 @@ def test_every_figure_is_counted_from_the_episodes(kept):
     ros = found["ros_in_the_loop"]["ros_lockstep"]
     assert (ros["n"], ros["identical_actions"], ros["drops"]) == (250, 250, {"superseded": 250})
     assert ros["against_in_process"]["p_value"] == 1.0
+    assert found["ros_in_the_loop"]["ros_paced"]["against_in_process"]["only_this"] == 0
+    assert found["half_chunks_against_whole"]["only_this"] == 25
     predictor = found["predictor_rank_correlation"]
     assert (predictor["cells"], predictor["episodes_of_each"]) == (8, 50)
     errors, worst = predictor["heldout_action_error"], predictor["heldout_worst_frames"]

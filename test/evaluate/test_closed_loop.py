@@ -1,15 +1,19 @@
-"""Closed loop: statistics, records and plans are tested here; no stand-in plays the simulator.
+"""Closed loop: statistics, records, plans, and what is executed of a chunk.
 
 The tests that run a simulation need LIBERO and are skipped, with the reason, without it.
 """
 
 import json
 from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from qvla_ros.errors import ConfigurationError
+from qvla_ros.evaluate.closed_loop import PolicySource, run_episode
+from qvla_ros.evaluate.libero import CONTROL_PERIOD_NS
 from qvla_ros.evaluate.rollout_record import (
     RolloutRecord,
     RosFacts,
@@ -21,6 +25,7 @@ from qvla_ros.evaluate.rollout_record import (
     write_records,
 )
 from qvla_ros.evaluate.success_statistics import SuccessRate, mcnemar_exact, wilson_interval
+from qvla_ros.observation import Observation
 
 
 def record(state: int = 0, success: bool = True, task: int = 0, **changes) -> RolloutRecord:
@@ -254,6 +259,66 @@ def test_the_gripper_is_translated_for_the_simulator():
     np.testing.assert_array_equal(opened, [0, 0, 1, 0, 0, -1, -1])
     closed = to_environment_convention(np.array([0, 0, 0, 0, 0, 0, 0.2], np.float32))
     assert closed[6] == 1
+
+
+class CountingTask:
+    """Ends after ``steps`` actions; no simulator."""
+
+    def __init__(self, steps: int) -> None:
+        self._left = steps
+
+    @property
+    def success(self) -> bool:
+        return self._left <= 0
+
+    def reset_to_initial_state(self, index: int) -> None:
+        self.index = index
+
+    def observe(self, stamp_ns: int) -> Observation:
+        images = {"primary": np.zeros((2, 3, 3), np.uint8)}
+        return Observation(stamp_ns, images, np.zeros(8, np.float32), "go")
+
+    def step(self, action: np.ndarray) -> None:
+        self._left -= 1
+
+
+class CountingPolicy:
+    """Its n-th chunk says n in each of 8 actions."""
+
+    def __init__(self) -> None:
+        self.stamps_ns: list[int] = []
+
+    def infer(self, observation: Observation) -> SimpleNamespace:
+        self.stamps_ns.append(observation.stamp_ns)
+        actions = np.full((8, 7), len(self.stamps_ns), np.float32)
+        return SimpleNamespace(chunk=SimpleNamespace(actions=actions))
+
+
+@pytest.mark.parametrize(
+    ("open_loop_steps", "needed", "executed"),
+    [
+        (0, 11, [1] * 8 + [2] * 3),
+        (3, 7, [1, 1, 1, 2, 2, 2, 3]),
+        (1, 3, [1, 2, 3]),
+        (3, 99, [1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4]),  # 12 steps at most
+    ],
+)
+def test_so_many_actions_of_a_chunk_are_executed_before_the_policy_is_asked_again(
+    open_loop_steps, needed, executed
+):
+    policy = CountingPolicy()
+    task = CountingTask(needed)
+    success, actions = run_episode(policy, task, 4, 12, open_loop_steps=open_loop_steps)
+    assert (success, actions[:, 0].tolist(), task.index) == (needed < 99, executed, 4)
+    asked_at = [place for place in range(len(executed)) if executed[place] > [0, *executed][place]]
+    assert policy.stamps_ns == [place * CONTROL_PERIOD_NS for place in asked_at]
+
+
+def test_episodes_of_half_chunks_and_of_whole_ones_do_not_mix():
+    policy = SimpleNamespace(quant_tag="mixed-3.96bit")
+    whole, half = (PolicySource(Path(), open_loop_steps=steps) for steps in (0, 4))
+    assert whole.tag(policy) == "mixed-3.96bit"
+    assert half.tag(policy) == "mixed-3.96bit, 4 steps of a chunk"
 
 
 def test_libero_answers_the_same_for_the_same_initial_state():
