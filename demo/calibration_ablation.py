@@ -34,6 +34,7 @@ from qvla_ros.errors import ConfigurationError
 from qvla_ros.evaluate.bag_layout import BagLayout
 from qvla_ros.evaluate.episode import read_episode
 from qvla_ros.evaluate.rollout_record import read_records, write_records
+from qvla_ros.models.released_folder import fingerprint
 from qvla_ros.models.robot_constants import ROBOT_CONSTANTS
 
 BITS = 2.0
@@ -107,10 +108,17 @@ def quantize_words(settings: Settings, arm: str) -> list[str]:
 
 
 def run(settings: Settings) -> None:
-    """Quantize with each set and roll out."""
+    """Quantize with each set and roll out.
+
+    Raises:
+        ConfigurationError: A step failed, or what is there already is of another model.
+    """
     for arm in ARMS:
         out = _checkpoint(settings, arm)
-        if not out.exists():
+        if out.exists():
+            if read_manifest(out).source_fingerprint != fingerprint(settings.model):
+                raise ConfigurationError(f"{out} is of another model: remove {out.parent}")
+        else:
             if arm != FIRST:
                 _record(settings, arm)
             if qvla(quantize_words(settings, arm)) != 0:

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -146,6 +147,18 @@ def test_each_checkpoint_of_the_ablation_is_made_with_its_own_bags_at_the_same_b
     assert (first.bits, first.frames) == (own.bits, own.frames)
     assert first.bits is not None
     assert not {*first.heldout} & {*first.bags}
+
+
+def test_a_checkpoint_of_another_model_is_not_gone_on_with(tmp_path, monkeypatch):
+    out = tmp_path / "calibration" / "demonstrations.qvla.safetensors"
+    out.parent.mkdir()
+    out.touch()
+    manifest = SimpleNamespace(source_fingerprint="00" * 32)
+    monkeypatch.setattr(calibration_ablation, "read_manifest", lambda _: manifest)
+    monkeypatch.setattr(calibration_ablation, "roll_out", lambda *_: pytest.fail("it runs"))
+    settings = Settings(tmp_path, KEPT.parent / "model", out, out, (0,), 50, 20, 1)
+    with pytest.raises(ConfigurationError, match=r"of another model: remove .*calibration$"):
+        calibration_ablation.run(settings)
 
 
 @pytest.mark.parametrize(
