@@ -92,7 +92,7 @@ def _integers(
                 q = q - 128  # to fit signed bytes; the zero is shifted too
             column = block * _BLOCK + split * WIDTH + tl.arange(0, WIDTH)
             part = _input(x, tokens, token, width, column)
-            product = tl.dot(q.to(tl.int8), part, product)
+            product = tl.dot(q.to(tl.int8), part, product, out_dtype=tl.int32)
         if GROUPED:
             s = _grid(scale, cell + block, mask)
             z = _grid(zero, cell + block, mask) - (128 if BITS == 8 else 0)

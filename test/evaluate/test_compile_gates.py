@@ -33,7 +33,7 @@ CODE = """
 @pytest.fixture(scope="module")
 def faults() -> dict[int, dict[str, list[str]]]:
     """Architecture to kernel to its faults; compiled by processes of their own, side by side."""
-    environment = triton_environment()
+    environment = triton_environment(beside_first=True)
     running = {
         architecture: subprocess.Popen(
             [sys.executable, "-c", COMPILE_ALL, str(architecture)],
