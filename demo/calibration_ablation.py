@@ -10,7 +10,6 @@ from the same initial states. Everything goes on where it stopped.
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,11 +20,10 @@ from demo.closed_loop_runs import (
     ROOT,
     Settings,
     add_arguments,
-    check_nothing_is_lost,
-    require,
+    keep_records,
     roll_out,
+    run_in_simulator,
     settings_of,
-    simulator_environment,
 )
 from qvla_ros.atomic_file import atomic_file
 from qvla_ros.checkpoint.reader import read_manifest
@@ -33,7 +31,7 @@ from qvla_ros.cli.main import main as qvla
 from qvla_ros.errors import ConfigurationError
 from qvla_ros.evaluate.bag_layout import BagLayout
 from qvla_ros.evaluate.episode import read_episode
-from qvla_ros.evaluate.rollout_record import read_records, write_records
+from qvla_ros.evaluate.rollout_record import read_records
 from qvla_ros.models.released_folder import fingerprint
 from qvla_ros.models.robot_constants import ROBOT_CONSTANTS
 
@@ -89,9 +87,7 @@ def _record(settings: Settings, arm: str) -> None:
     words = ["-m", "demo.train.record_rollouts", "--policy", policy]
     words += ["--out", settings.work / FOLDER / f"bags_{arm}"]
     words += ["--tasks", *settings.tasks, "--episodes", EPISODES]
-    command = [str(word) for word in (settings.simulator_python, *words)]
-    done = subprocess.run(command, env=simulator_environment(), cwd=ROOT, check=False)
-    require(done, f"recording {arm}")
+    run_in_simulator(settings, words, f"recording {arm}")
 
 
 def _checkpoint(settings: Settings, arm: str) -> Path:
@@ -113,10 +109,11 @@ def run(settings: Settings) -> None:
     Raises:
         ConfigurationError: A step failed, or what is there already is of another model.
     """
+    source = fingerprint(settings.model)
     for arm in ARMS:
         out = _checkpoint(settings, arm)
         if out.exists():
-            if read_manifest(out).source_fingerprint != fingerprint(settings.model):
+            if read_manifest(out).source_fingerprint != source:
                 raise ConfigurationError(f"{out} is of another model: remove {out.parent}")
         else:
             if arm != FIRST:
@@ -133,9 +130,7 @@ def keep(settings: Settings, kept: Path) -> None:
         records = read_records(settings.records(f"{FOLDER}/{arm}"))
         if not records:
             continue
-        path = kept / FOLDER / f"{arm}.jsonl.xz"
-        check_nothing_is_lost(path, records)
-        write_records(path, records)
+        keep_records(kept / FOLDER / f"{arm}.jsonl.xz", records)
         manifest = read_manifest(_checkpoint(settings, arm))
         facts[arm] = {
             "bits": BITS,

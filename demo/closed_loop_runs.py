@@ -92,17 +92,26 @@ def simulator_environment() -> dict[str, str]:
     return environment
 
 
+def run_in_simulator(settings: Settings, words: Sequence[object], name: str) -> None:
+    """Run the simulator's Python with these arguments.
+
+    Raises:
+        ConfigurationError: It failed; the message begins with ``name``.
+    """
+    command = [str(word) for word in (settings.simulator_python, *words)]
+    done = subprocess.run(command, env=simulator_environment(), cwd=ROOT, check=False)
+    _require(done, name)
+
+
 def roll_out(
     settings: Settings, policy: Path, name: str, episodes: int, open_loop_steps: int = 0
 ) -> None:
     """Run a policy in process, from initial states 0 to ``episodes - 1`` of each task."""
-    words = ["rollout", "--suite", SUITE, "--tasks", ",".join(map(str, settings.tasks))]
-    words += ["--episodes", str(episodes), "--workers", str(settings.workers)]
-    words += ["--policy", str(policy), "--out", str(settings.records(name))]
-    words += ["--open-loop-steps", str(open_loop_steps)]
-    command = [str(settings.simulator_python), "-m", "qvla_ros.cli.main", *words]
-    done = subprocess.run(command, env=simulator_environment(), cwd=ROOT, check=False)
-    require(done, name)
+    words: list[object] = ["-m", "qvla_ros.cli.main", "rollout", "--suite", SUITE]
+    words += ["--tasks", ",".join(map(str, settings.tasks)), "--episodes", episodes]
+    words += ["--workers", settings.workers, "--open-loop-steps", open_loop_steps]
+    words += ["--policy", policy, "--out", settings.records(name)]
+    run_in_simulator(settings, words, name)
 
 
 def through_ros(
@@ -126,7 +135,7 @@ def through_ros(
     environment.setdefault("ROS_DOMAIN_ID", str(random.randint(1, 100)))
     environment.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     done = subprocess.run(launch, env=environment, cwd=ROOT, stdin=subprocess.DEVNULL, check=False)
-    require(done, name)
+    _require(done, name)
 
 
 def run_paired(settings: Settings) -> None:
@@ -196,8 +205,7 @@ def keep(settings: Settings, kept: Path = KEPT) -> list[str]:
     ):
         name = f"{path.relative_to(settings.work)}.xz"
         records = read_records(path)
-        check_nothing_is_lost(kept / name, records)
-        write_records(kept / name, records)
+        keep_records(kept / name, records)
         names.append(name)
     cells = {}
     for path in sorted((settings.work / "cells").glob("*.jsonl")):
@@ -220,8 +228,12 @@ def keep(settings: Settings, kept: Path = KEPT) -> list[str]:
     return names
 
 
-def check_nothing_is_lost(path: Path, records: Sequence[RolloutRecord]) -> None:
-    """Raise ``ConfigurationError`` if ``path`` keeps an episode of this policy that is not here."""
+def keep_records(path: Path, records: Sequence[RolloutRecord]) -> None:
+    """Write a run's records, compressed.
+
+    Raises:
+        ConfigurationError: ``path`` keeps an episode of this policy that is not among them.
+    """
     policies, keys = {one.policy_sha256 for one in records}, {one.key for one in records}
     lost = [o for o in read_records(path) if o.policy_sha256 in policies and o.key not in keys]
     if lost:
@@ -229,10 +241,10 @@ def check_nothing_is_lost(path: Path, records: Sequence[RolloutRecord]) -> None:
             f"{path} holds {len(lost)} episodes of this policy that are not among those to be "
             "kept: run these too, or remove the file"
         )
+    write_records(path, records)
 
 
-def require(done: subprocess.CompletedProcess, name: str) -> None:
-    """Raise ``ConfigurationError`` if a run failed."""
+def _require(done: subprocess.CompletedProcess, name: str) -> None:
     if done.returncode:
         raise ConfigurationError(
             f"{name}: the run ended with status {done.returncode}, see above; it can be resumed"

@@ -1,9 +1,9 @@
 """Closed-loop roll-outs of a policy on LIBERO's official initial states, in parallel.
 
 The protocol: a hard reset with seed 0, the official initial state, ten steps of standing still;
-then the policy is asked, its chunk (or the begin of it) is executed open loop, and so on until the
-goal is reached or the steps are used up. An episode depends on nothing but its policy, task and initial
-state, so an interrupted evaluation goes on where it stopped, and episodes of two policies are
+then the policy is asked, its chunk (or the first actions of it) is executed open loop, and so on
+until the goal is reached or the steps are used up. An episode depends on nothing but its policy,
+task and initial state, so an interrupted evaluation goes on where it stopped, and episodes of two policies are
 pairs.
 """
 
