@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 ENV := bash scripts/setup.sh && . scripts/env.sh &&
 
-.PHONY: demo test check score-check report evidence-method evidence-7b evidence-runtime evidence-node policy closed-loop closed-loop-cells closed-loop-calibration evidence-closed-loop test-transformers setup clean
+.PHONY: demo test check score-check report evidence-method evidence-7b evidence-runtime evidence-node policy closed-loop closed-loop-cells closed-loop-larger closed-loop-calibration evidence-closed-loop test-transformers setup clean
 
 demo:            ## quantize the demo policy, serve it over ROS 2, and measure it
 	@$(ENV) python -m demo.run_demo
@@ -39,7 +39,7 @@ evidence-runtime: ## everything claimed of kernels and loading, measured anew; a
 evidence-node:   ## everything claimed of the node, measured anew; at most half an hour
 	@$(ENV) python -m demo.node_evidence --out evidence/node.json $(EVIDENCE_ARGS)
 
-policy:          ## collect demonstrations and train the demo policy; hours (SIZE=large: 130 M)
+policy:          ## collect demonstrations and train the demo policy; hours (SIZE=large: 104 M)
 	@$(ENV) bash scripts/closed_loop.sh demo.train.policy $(or $(SIZE),small) $(POLICY_ARGS)
 
 closed-loop:     ## success in LIBERO: float, packed, through ROS 2 (after make demo; installs it)
@@ -47,6 +47,9 @@ closed-loop:     ## success in LIBERO: float, packed, through ROS 2 (after make 
 
 closed-loop-cells: ## success of every method at every budget; hours, can be interrupted
 	@$(ENV) bash scripts/closed_loop.sh cells $(SIM_ARGS)
+
+closed-loop-larger: ## success of the larger policy's checkpoints (after make policy SIZE=large)
+	@$(ENV) bash scripts/closed_loop.sh demo.larger_policy $(SIM_ARGS)
 
 closed-loop-calibration: ## success of checkpoints that were calibrated with other states
 	@$(ENV) bash scripts/closed_loop.sh demo.calibration_ablation $(SIM_ARGS)

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from demo.closed_loop_runs import (
-    ROOT,
     Settings,
     add_arguments,
+    demo_bags,
     keep_records,
     roll_out,
     run_in_simulator,
@@ -78,7 +78,7 @@ def phase_shares(bags: Sequence[Path]) -> list[float]:
 def bags_of(settings: Settings, arm: str) -> list[Path]:
     """The bags of one set, so far."""
     if arm == FIRST:
-        return sorted((ROOT / "demo" / "bags").glob("calibration_*"))
+        return demo_bags("calibration")
     return sorted((settings.work / FOLDER / f"bags_{arm}").glob("rollout_*"))
 
 
@@ -96,10 +96,9 @@ def _checkpoint(settings: Settings, arm: str) -> Path:
 
 def quantize_words(settings: Settings, arm: str) -> list[str]:
     """The command line by which a checkpoint is made."""
-    heldout = sorted((ROOT / "demo" / "bags").glob("heldout_*"))
     words = ["quantize", settings.model, *bags_of(settings, arm)]
     words += ["--bits", BITS, "--frames", FRAMES]
-    words += ["--heldout", *heldout, "--heldout-frames", HELDOUT_FRAMES]
+    words += ["--heldout", *demo_bags("heldout"), "--heldout-frames", HELDOUT_FRAMES]
     return [str(word) for word in (*words, "--out", _checkpoint(settings, arm))]
 
 

@@ -14,11 +14,12 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import yaml
 
 from demo.assemble import SOURCE, assemble
 from qvla_ros.atomic_file import atomic_file
@@ -77,9 +78,9 @@ class Settings:
         return self.work / f"{name}.jsonl"
 
 
-def trained_tasks() -> tuple[int, ...]:
-    """The tasks that the demo policy was trained on, by the names of its data folders."""
-    runs = json.loads((ROOT / "demo" / "training.json").read_text(encoding="utf-8"))["runs"]
+def tasks_of(training: Path) -> tuple[int, ...]:
+    """The tasks that a policy was last trained on, by the names of its data folders."""
+    runs = json.loads(training.read_text(encoding="utf-8"))["runs"]
     prefix = f"{SUITE}_"
     return tuple(sorted(int(name.removeprefix(prefix)) for name in runs[-1]["data_sha256"]))
 
@@ -154,13 +155,24 @@ def run_paired(settings: Settings) -> None:
         through_ros(settings, name, camera_every, factor, episodes)
 
 
-def run_cells(settings: Settings, methods: Sequence[str], budgets: Sequence[float]) -> None:
+def run_cells(
+    settings: Settings,
+    methods: Sequence[str],
+    budgets: Sequence[float],
+    bag_tasks: Collection[int] | None = None,
+) -> None:
     """Quantize by every method at every budget, and roll each checkpoint out.
 
     First all cells shortly, then those that decide with all episodes: whenever it is stopped,
     there is a table.
+
+    Args:
+        settings: What is run.
+        methods: Names in the registry.
+        budgets: Average bits a weight.
+        bag_tasks: Calibrate with, and measure the error on, the demo's bags of these tasks only.
     """
-    _compare(settings, methods, budgets)
+    _compare(settings, methods, budgets, bag_tasks)
     keys = cell_keys(methods, budgets, budgets)
     for key in keys:
         _roll_out_cell(settings, key, settings.other_episodes)
@@ -169,11 +181,26 @@ def run_cells(settings: Settings, methods: Sequence[str], budgets: Sequence[floa
             _roll_out_cell(settings, key, settings.episodes)
 
 
-def _compare(settings: Settings, methods: Sequence[str], budgets: Sequence[float]) -> None:
-    bags = ROOT / "demo" / "bags"
+def demo_bags(use: str, tasks: Collection[int] | None = None) -> list[Path]:
+    """The demo's bags for ``calibration`` or ``heldout``, of all tasks or of these."""
+    bags = sorted((ROOT / "demo" / "bags").glob(f"{use}_*"))
+    return bags if tasks is None else [bag for bag in bags if _task_of(bag) in tasks]
+
+
+def _task_of(bag: Path) -> int:
+    told = yaml.safe_load((bag / "metadata.yaml").read_text(encoding="utf-8"))
+    return int(told["rosbag2_bagfile_information"]["custom_data"]["task"])
+
+
+def _compare(
+    settings: Settings,
+    methods: Sequence[str],
+    budgets: Sequence[float],
+    bag_tasks: Collection[int] | None,
+) -> None:
     bits = [f"{bits:g}" for bits in budgets]
-    words = ["compare", settings.model, *sorted(bags.glob("calibration_*"))]
-    words += ["--heldout", *sorted(bags.glob("heldout_*")), "--out", settings.work / "compare"]
+    words = ["compare", settings.model, *demo_bags("calibration", bag_tasks)]
+    words += ["--heldout", *demo_bags("heldout", bag_tasks), "--out", settings.work / "compare"]
     words += ["--methods", *methods, "--budgets", *bits, "--ablation-budgets", *bits]
     words += ["--jobs", settings.workers, "--keep-checkpoints"]
     if qvla([str(word) for word in words]) != 0:
@@ -265,7 +292,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
         assemble(SOURCE, ROOT / "demo_output" / "model"),
         options.checkpoint,
         options.simulator_python,
-        tuple(options.tasks or trained_tasks()),
+        tuple(options.tasks or tasks_of(ROOT / "demo" / "training.json")),
         options.episodes,
         min(options.other_episodes, options.episodes),
         options.workers,

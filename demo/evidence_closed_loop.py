@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from demo import calibration_ablation
+from demo import calibration_ablation, larger_policy
 from demo.closed_loop_figure import write_figure
 from demo.closed_loop_runs import (
     ROOT,
@@ -65,10 +65,34 @@ Records = Sequence[RolloutRecord]
 
 def measure(kept: Path, seed: int) -> dict[str, object]:
     """All figures of ``evidence/closed-loop.json`` that episodes tell."""
-    records = {
+    records = _kept_records(kept)
+    return {
+        **_policy(kept, records, seed),
+        "packed_against_float": _against(records.get("packed", []), records.get("float", [])),
+        "half_chunks_against_whole": _against(
+            records.get("packed_half_chunks", []), records.get("packed", [])
+        ),
+        "ros_in_the_loop": {
+            name: _through_ros(records[name], records.get(in_process, []))
+            for name, (_, _, in_process) in ROS_RUNS.items()
+            if name in records
+        }
+        or NOT_MEASURED,
+        "calibration_ablation": _calibrations(kept, records),
+        "larger_policy": _larger(kept, seed),
+        "mujoco": sorted({one.mujoco for group in records.values() for one in group}),
+    }
+
+
+def _kept_records(kept: Path) -> dict[str, list[RolloutRecord]]:
+    return {
         path.relative_to(kept).as_posix().removesuffix(".jsonl.xz"): read_records(path)
         for path in sorted(kept.rglob("*.jsonl.xz"))
     }
+
+
+def _policy(kept: Path, records: dict[str, list[RolloutRecord]], seed: int) -> dict[str, object]:
+    """What is asked of every policy: float, by methods and budgets, and what predicts it."""
     cells = _cells(kept, records)
     outcomes = {
         stem.removeprefix("cells/"): {one.key: one.success for one in group}
@@ -76,21 +100,14 @@ def measure(kept: Path, seed: int) -> dict[str, object]:
     }
     return {
         "float_success": _float_success(records.get("float", [])),
-        "packed_against_float": _against(records.get("packed", []), records.get("float", [])),
-        "half_chunks_against_whole": _against(
-            records.get("packed_half_chunks", []), records.get("packed", [])
-        ),
         "cells": cells,
-        "ros_in_the_loop": {
-            name: _through_ros(records[name], records.get(in_process, []))
-            for name, (_, _, in_process) in ROS_RUNS.items()
-            if name in records
-        }
-        or NOT_MEASURED,
         "predictor_rank_correlation": _predictors(cells, outcomes, seed),
-        "calibration_ablation": _calibrations(kept, records),
-        "mujoco": sorted({one.mujoco for group in records.values() for one in group}),
     }
+
+
+def _larger(kept: Path, seed: int) -> dict[str, object] | str:
+    folder = kept / larger_policy.FOLDER
+    return _policy(folder, _kept_records(folder), seed) if folder.exists() else NOT_MEASURED
 
 
 def _float_success(records: Records) -> dict[str, object] | str:
@@ -294,20 +311,10 @@ def _faults_of_float(found: dict | str) -> list[str]:
 
 def table_text(found: dict) -> str:
     """What is printed."""
-    lines = ["float policy"]
-    if isinstance(found["float_success"], dict):
-        for task, one in found["float_success"]["tasks"].items():
-            lines.append(f"  {task:<24}{_share(one)}")
-        lines.append(f"  mean over tasks {100 * found['float_success']['mean_over_tasks']:.1f} %")
+    lines = _policy_lines(found)
     lines.append(f"make demo's checkpoint against float: {_pairs(found['packed_against_float'])}")
     half = _pairs(found["half_chunks_against_whole"])
     lines.append(f"the same, asked after half of each chunk, against whole ones: {half}")
-    lines.append(f"{'method':<16}{'bits':>5}{'MB':>7}{'error':>8}  success, against BF16")
-    for one in found["cells"]:
-        lines.append(
-            f"{one['method']:<16}{one['bits']:>5g}{one['file_bytes'] / 1e6:>7.1f}"
-            f"{one['heldout_action_error']:>8.4f}  {_share(one)}; {_pairs(one['against_bf16'])}"
-        )
     if isinstance(found["ros_in_the_loop"], dict):
         for name, one in found["ros_in_the_loop"].items():
             lines.append(f"{name}: {_share(one)}; in process {_pairs(one['against_in_process'])}")
@@ -323,8 +330,24 @@ def table_text(found: dict) -> str:
                 f"calibrated with {arm}, {one['bits']:g} bits: error "
                 f"{one['heldout_action_error']:.4f}, {_share(one)}; {_pairs(one['against_first'])}"
             )
-    lines.append(f"rank correlation with failure: {_predictors_text(found)}")
+    if isinstance(found["larger_policy"], dict):
+        lines += ["the larger policy", *_policy_lines(found["larger_policy"])]
     return "\n".join(lines)
+
+
+def _policy_lines(found: dict) -> list[str]:
+    lines = ["float policy"]
+    if isinstance(found["float_success"], dict):
+        for task, one in found["float_success"]["tasks"].items():
+            lines.append(f"  {task:<24}{_share(one)}")
+        lines.append(f"  mean over tasks {100 * found['float_success']['mean_over_tasks']:.1f} %")
+    lines.append(f"{'method':<16}{'bits':>5}{'MB':>7}{'error':>8}  success, against BF16")
+    for one in found["cells"]:
+        lines.append(
+            f"{one['method']:<16}{one['bits']:>5g}{one['file_bytes'] / 1e6:>7.1f}"
+            f"{one['heldout_action_error']:>8.4f}  {_share(one)}; {_pairs(one['against_bf16'])}"
+        )
+    return [*lines, f"rank correlation with failure: {_predictors_text(found)}"]
 
 
 def _predictors_text(found: dict) -> str:
@@ -368,6 +391,7 @@ def main() -> int:
             lambda: run_paired(settings),
             lambda: run_cells(settings, methods_of(options.methods), options.budgets),
             lambda: calibration_ablation.run(settings),
+            lambda: larger_policy.run(options),
         ):
             try:
                 step()

@@ -91,14 +91,17 @@ _LAYER_PARTS = {
 """Names in a GGUF file to those in a Llama's layer."""
 
 
-def read_language_model(gguf_file: Path, heads: int, groups: int) -> dict[str, Tensor]:
-    """Layers and final norm of a Llama, float32, by their names in a released folder.
+def read_language_model(
+    gguf_file: Path, layers: int, heads: int, groups: int
+) -> dict[str, Tensor]:
+    """First layers and final norm of a Llama, float32, by their names in a released folder.
 
     The embedding is left out: the demo has a vocabulary of its own. GGUF keeps the two halves that
     rotary embedding turns interleaved in each head; a released folder has them one after the other.
 
     Args:
         gguf_file: ``LANGUAGE``, fetched.
+        layers: How many of its layers, from the first.
         heads: Of the queries.
         groups: Heads of keys and values.
     """
@@ -110,7 +113,7 @@ def read_language_model(gguf_file: Path, heads: int, groups: int) -> dict[str, T
         part = rest.removesuffix(".weight")
         if one.name == "output_norm.weight":
             name = "norm"
-        elif one.name.startswith("blk.") and part in _LAYER_PARTS:
+        elif one.name.startswith("blk.") and part in _LAYER_PARTS and int(block) < layers:
             name = f"layers.{block}.{_LAYER_PARTS[part]}"
         else:
             continue

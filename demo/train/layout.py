@@ -31,7 +31,7 @@ LANGUAGES: dict[str, dict[str, int | float | str]] = {
         "model_type": "llama",
         "hidden_size": 576,
         "intermediate_size": 1536,
-        "num_hidden_layers": 30,
+        "num_hidden_layers": 22,
         "num_attention_heads": 9,
         "num_key_value_heads": 3,
         "max_position_embeddings": 512,
@@ -39,7 +39,7 @@ LANGUAGES: dict[str, dict[str, int | float | str]] = {
         "rope_theta": 100_000.0,
     },
 }
-"""The language model: trained from scratch, or begun with SmolLM2-135M-Instruct."""
+"""The language model: trained from scratch, or begun with SmolLM2-135M-Instruct's first layers."""
 
 _SPECIAL = ["<unk>", "<s>", "</s>", "<pad>"]
 

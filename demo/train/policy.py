@@ -17,21 +17,21 @@ from demo.train.train import train, training_options
 from qvla_ros.errors import ConfigurationError
 
 ROOT = Path(__file__).parents[2]
-TASKS = (0, 1, 2, 3, 7)
+TASKS = {"small": (0, 1, 2, 3, 7), "large": (0, 2)}
 """Any but 4 and 6, which the expert fails: a bowl in the drawer, and one next to the box."""
 
 SIZES: dict[str, tuple[str, ...]] = {
     "small": ("--steps", "6000", "--batch", "48"),
     "large": (
-        *("--language", "smollm2", "--steps", "3000", "--batch", "24"),
-        *("--learning-rate", "5e-4", "--keep-every", "250"),
+        *("--language", "smollm2", "--begin-with", str(ROOT / "demo")),
+        *("--steps", "1500", "--batch", "20", "--learning-rate", "8e-4", "--keep-every", "50"),
     ),
 }
-"""Size to what it is trained with."""
+"""Size to what it is trained with; the large one sees with the small one's towers."""
 
 
 def demonstrations_of(data: Path, task: int) -> Path:
-    """Folder of a task's demonstrations; ``trained_tasks`` reads the task off its name."""
+    """Folder of a task's demonstrations; ``tasks_of`` reads the task off its name."""
     return data / f"{SUITE}_{task}"
 
 
@@ -68,8 +68,8 @@ def main() -> int:
         epilog="Other options go to the training, see python -m demo.train.train --help.",
     )
     parser.add_argument("size", choices=SIZES)
-    parser.add_argument("--tasks", type=int, nargs="+", default=TASKS)
-    parser.add_argument("--episodes", type=int, default=140, help="demonstrations a task (140)")
+    parser.add_argument("--tasks", type=int, nargs="+", help="of the suite")
+    parser.add_argument("--episodes", type=int, default=120, help="demonstrations a task (120)")
     parser.add_argument("--jobs", type=int, default=2, help="tasks collected at once (2)")
     parser.add_argument("--data", type=Path, default=output / "demonstrations")
     parser.add_argument("--only-collect", action="store_true")
@@ -77,18 +77,17 @@ def main() -> int:
         "--simulator-python", type=Path, default=ROOT / ".venv-libero" / "bin" / "python"
     )
     options, further = parser.parse_known_args()
+    tasks = options.tasks or TASKS[options.size]
     work = output / f"training_{options.size}"
     source, model = SOURCE, output / "model"
     if options.size != "small":
         source, model = work / "source", output / f"model_{options.size}"
-    folders = [demonstrations_of(options.data, task) for task in options.tasks]
+    folders = [demonstrations_of(options.data, task) for task in tasks]
     words = ["--demonstrations", str(options.episodes), "--work", str(work), "--out", str(source)]
     words = ["--data", *map(str, folders), *words, *SIZES[options.size], *further]
     training = training_options(words)  # a wrong word is told before the hours of collecting
     try:
-        collect(
-            options.simulator_python, options.data, options.tasks, options.episodes, options.jobs
-        )
+        collect(options.simulator_python, options.data, tasks, options.episodes, options.jobs)
         if options.only_collect:
             return 0
         train(training)

@@ -42,6 +42,7 @@ from qvla_ros.models.robot_constants import ROBOT_CONSTANTS
 from qvla_ros.models.vision_transformer import VisionTransformer
 
 ROBOT = ROBOT_CONSTANTS["libero"]
+TOWERS = "vision_backbone."
 WEIGHTS, TOKENIZER, RECORD = "trained.safetensors", "tokenizer.json", "training.json"
 
 
@@ -70,7 +71,8 @@ def train(options: argparse.Namespace) -> None:
     network, processing = _network(tasks, options.work, options.language, device)
     pretrained = _pretrained(network, options.language)
     if before is not None:
-        _go_on_from(before / "model", network, options.work)
+        same = runs_before[-1].get("language", "small") == options.language
+        _go_on_from(before / "model", network, options.work, "" if same else TOWERS)
     settings = TrainingSettings(
         options.steps, options.batch, options.learning_rate, options.aim_weight, options.seed
     )
@@ -118,7 +120,10 @@ def training_options(arguments: Sequence[str] | None = None) -> argparse.Namespa
     parser.add_argument("--aim-weight", type=float, default=0.5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--begin-with", type=Path, metavar="FOLDER", help="go on from its model/ and training.json"
+        "--begin-with",
+        type=Path,
+        metavar="FOLDER",
+        help="go on from its model/ and training.json; only the towers, of another language model",
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(arguments)
@@ -180,8 +185,8 @@ def _pretrained(network: OpenVlaOft, language: str) -> set[str]:
     if language != "smollm2":
         return set()
     llama = network.llama.config
-    heads, groups = llama.num_attention_heads, llama.num_key_value_heads
-    tensors = read_language_model(LANGUAGE.fetch(CACHE), heads, groups)
+    shape = llama.num_hidden_layers, llama.num_attention_heads, llama.num_key_value_heads
+    tensors = read_language_model(LANGUAGE.fetch(CACHE), *shape)
     rest = network.load_state_dict(tensors, strict=False)
     strange = [name for name in rest.missing_keys if ".layers." in name] + rest.unexpected_keys
     if strange:
@@ -189,17 +194,25 @@ def _pretrained(network: OpenVlaOft, language: str) -> set[str]:
     return set(tensors)
 
 
-def _go_on_from(model: Path, network: OpenVlaOft, small: Path) -> None:
+def _go_on_from(model: Path, network: OpenVlaOft, small: Path, part: str = "") -> None:
     """Begin with the weights of another training; embeddings only if the tokens are the same.
+
+    Args:
+        model: Folder of the other training's weights.
+        network: Whose weights are set.
+        small: Folder with this training's tokenizer.
+        part: How the names of what is taken begin; the rest stays as it is.
 
     Raises:
         ConfigurationError: They are weights of another network.
     """
-    before = {name: tensor.float() for name, tensor in load_file(model / WEIGHTS).items()}
-    own = {n: t.shape for n, t in network.state_dict().items() if not n.startswith(FROZEN)}
+    weights, parameters = load_file(model / WEIGHTS), network.state_dict()
+    before = {name: one.float() for name, one in weights.items() if name.startswith(part)}
+    own = {n: t.shape for n, t in parameters.items() if n.startswith(part)}
+    own = {name: shape for name, shape in own.items() if not name.startswith(FROZEN)}
     strange = own.keys() ^ before.keys()
     if (model / TOKENIZER).read_bytes() != (small / TOKENIZER).read_bytes():
-        del before["language_model.model.embed_tokens.weight"]
+        before.pop("language_model.model.embed_tokens.weight", None)
     strange |= {name for name, tensor in before.items() if tensor.shape != own.get(name)}
     if strange:
         raise ConfigurationError(f"{model} is another network: {', '.join(sorted(strange)[:5])}")

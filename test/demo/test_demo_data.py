@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from demo.closed_loop_runs import trained_tasks
+from demo.closed_loop_runs import tasks_of
 from qvla_ros.evaluate.bag_layout import BagLayout
 from qvla_ros.evaluate.episode import read_episode
 from qvla_ros.evaluate.rollout_record import read_records
@@ -72,7 +72,7 @@ def test_a_demo_bag_is_an_episode_that_the_model_understands(name):
 def test_the_bags_know_every_task_of_the_policy(use):
     names = [name for name in BAGS if name.startswith(use)]
     tasks = {int(read_episode(DEMO / "bags" / name, LAYOUT).metadata["task"]) for name in names}
-    assert tasks == set(trained_tasks())
+    assert tasks == set(tasks_of(DEMO / "training.json"))
 
 
 def test_the_readme_says_what_the_kept_episodes_say():
@@ -80,6 +80,6 @@ def test_the_readme_says_what_the_kept_episodes_say():
     for name in ("float", "packed"):
         records = read_records(DEMO / "closed_loop" / f"{name}.jsonl.xz")
         assert sorted((one.task, one.initial_state) for one in records) == [
-            (task, state) for task in trained_tasks() for state in range(50)
+            (task, state) for task in tasks_of(DEMO / "training.json") for state in range(50)
         ]
         assert f"**{sum(one.success for one in records)} of {len(records)}**" in readme

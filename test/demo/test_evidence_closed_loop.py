@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from demo import calibration_ablation, closed_loop_runs
+from demo import calibration_ablation, closed_loop_runs, larger_policy
 from demo.calibration_ablation import phases
 from demo.closed_loop_figure import write_figure
-from demo.closed_loop_runs import KEPT, Settings, keep, run_paired, trained_tasks
+from demo.closed_loop_runs import KEPT, Settings, demo_bags, keep, run_paired, tasks_of
 from demo.evidence_closed_loop import NOT_MEASURED, faults, measure, table_text
 from qvla_ros.cli.main import build_parser
 from qvla_ros.errors import ConfigurationError
@@ -132,6 +132,36 @@ def test_checkpoints_of_other_calibration_states_are_held_against_the_first(kept
     write_records(kept / "calibration" / "own_rollouts.jsonl.xz", episodes(44, "another"))
     with pytest.raises(ConfigurationError, match="own_rollouts are missing or of another"):
         measure(kept, seed=0)
+
+
+def test_the_larger_policy_is_counted_apart(kept):
+    alone = measure(kept, seed=0)
+    assert alone["larger_policy"] == NOT_MEASURED
+    folder = kept / larger_policy.FOLDER
+    write_records(folder / "float.jsonl.xz", episodes(40, "larger", tasks=2))
+    records = episodes(39, "larger ours@3", tasks=2)
+    write_records(folder / "cells" / "ours@3.jsonl.xz", records)
+    told = json.loads((kept / "cells.json").read_text())["ours@3"]
+    told["checkpoint_sha256"] = records[0].policy_sha256
+    (folder / "cells.json").write_text(json.dumps({"ours@3": told}))
+    found = measure(kept, seed=0)
+    assert {**found, "larger_policy": NOT_MEASURED} == alone
+    larger = found["larger_policy"]
+    assert larger["float_success"]["mean_over_tasks"] == 0.8
+    (cell,) = larger["cells"]
+    assert (cell["successes"], cell["n"], cell["against_bf16"]) == (78, 100, NOT_MEASURED)
+    assert table_text(found).startswith(table_text(alone))
+    assert "78/100" in table_text(found)
+
+
+def test_a_larger_policy_is_calibrated_with_bags_of_its_own_tasks(tmp_path, monkeypatch):
+    def count(*tasks: int) -> list[int]:
+        return [len(demo_bags(use, tasks or None)) for use in ("calibration", "heldout")]
+
+    assert (count(), count(0, 2), count(7)) == ([7, 5], [4, 2], [1, 1])
+    monkeypatch.setattr(larger_policy, "MODEL", tmp_path / "model")
+    with pytest.raises(ConfigurationError, match="make policy SIZE=large"):
+        larger_policy.larger(SimpleNamespace(tasks=None, work=tmp_path, episodes=50))
 
 
 def test_each_checkpoint_of_the_ablation_is_made_with_its_own_bags_at_the_same_budget(tmp_path):
@@ -259,4 +289,4 @@ def test_what_was_run_is_kept_compressed_with_the_facts_of_its_checkpoint(tmp_pa
 def test_the_episodes_in_git_can_be_counted_and_are_of_tasks_that_were_trained():
     found = measure(KEPT, seed=0)
     tasks = {int(name.split("/")[1]) for name in found["float_success"]["tasks"]}
-    assert tasks == set(trained_tasks())
+    assert tasks == set(tasks_of(KEPT.parent / "training.json"))

@@ -17,7 +17,7 @@ from demo.train import policy
 from demo.train.dataset import TaskSamples, _aims, read_samples, write_samples
 from demo.train.demonstration import Demonstration, DemonstrationOrigin, write_demonstration
 from demo.train.layout import DINO, SIGLIP_LIKE
-from demo.train.train import _go_on_from, train, training_options
+from demo.train.train import TOWERS, _go_on_from, train, training_options
 from demo.train.trainer import Trainer, TrainingSettings
 from qvla_ros.errors import ConfigurationError
 from qvla_ros.image_codec import encode_jpeg
@@ -84,12 +84,13 @@ def test_a_language_model_is_read_with_its_rotary_halves_in_order(tmp_path):
         if count is not None:  # as the format interleaves them
             value = value.reshape(count, 2, half, width).swapaxes(1, 2).reshape(value.shape)
         writer.add_tensor(f"blk.0.{name}.weight", np.ascontiguousarray(value))
+    writer.add_tensor("blk.1.ffn_up.weight", told["ffn_up"])
     writer.add_tensor("token_embd.weight", np.zeros((5, width), np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    read = read_language_model(tmp_path / "a.gguf", heads, groups)
+    read = read_language_model(tmp_path / "a.gguf", 1, heads, groups)
     layer = "language_model.model.layers.0."
     for name, part in (("attn_q", "self_attn.q_proj"), ("attn_k", "self_attn.k_proj")):
         assert np.array_equal(read.pop(f"{layer}{part}.weight").numpy(), told[name])
@@ -201,6 +202,19 @@ def test_embeddings_of_other_tokens_are_not_gone_on_from(tmp_path, same_tokens):
         taken = same_tokens or name != embeddings
         expected = tensor.float() if taken else before[name]
         assert torch.equal(network.state_dict()[name], expected), name
+
+
+def test_a_training_with_another_language_model_takes_the_towers_only(tmp_path):
+    network = trainer(tmp_path / "state.safetensors")._network
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    weights = load_file(MODEL / "trained.safetensors")
+    weights["projector.fc3.weight"] = torch.zeros(5, 4)  # as wide as that language model
+    shutil.copy(MODEL / "tokenizer.json", tmp_path)
+    save_file(weights, tmp_path / "trained.safetensors")
+    _go_on_from(tmp_path, network, tmp_path, TOWERS)
+    for name, tensor in network.state_dict().items():
+        taken = name.startswith("vision_backbone.fused_featurizer.")
+        assert torch.equal(tensor, weights[name].float() if taken else before[name]), name
 
 
 def test_weights_of_another_network_are_not_gone_on_from(tmp_path):
