@@ -107,7 +107,10 @@ def _policy(kept: Path, records: dict[str, list[RolloutRecord]], seed: int) -> d
 
 def _larger(kept: Path, seed: int) -> dict[str, object] | str:
     folder = kept / larger_policy.FOLDER
-    return _policy(folder, _kept_records(folder), seed) if folder.exists() else NOT_MEASURED
+    if not folder.exists():
+        return NOT_MEASURED
+    told = json.loads((folder / larger_policy.OUTLIERS).read_text(encoding="utf-8"))
+    return {**_policy(folder, _kept_records(folder), seed), "outliers": told}
 
 
 def _float_success(records: Records) -> dict[str, object] | str:

@@ -15,18 +15,21 @@ from demo.closed_loop_runs import (
     ROOT,
     Settings,
     add_arguments,
+    demo_bags,
     keep,
     roll_out,
     run_cells,
     settings_of,
     tasks_of,
 )
+from demo.outliers import outliers
 from qvla_ros.atomic_file import atomic_file
 from qvla_ros.errors import ConfigurationError
 
 MODEL = ROOT / "demo_output" / "model_large"
 TRAINING = ROOT / "demo_output" / "training_large" / "training.json"
 FOLDER = "larger"
+OUTLIERS = "outliers.json"
 METHODS = ("ours", "gptq-clip", "rtn", "smoothquant")
 BUDGETS = (4.0, 3.0)
 
@@ -62,8 +65,13 @@ def run(
 
 
 def _keep(settings: Settings, kept: Path) -> None:
-    """Compress the episodes into ``kept/larger``, beside how the policy was trained."""
+    """Compress the episodes into ``kept/larger``, beside what is known of the policy."""
     keep(settings, kept / FOLDER)
+    bags = demo_bags("heldout", settings.tasks)
+    small = ROOT / "demo_output" / "model"
+    found = {name: outliers(one, bags) for name, one in (("larger", MODEL), ("demo", small))}
+    with atomic_file(kept / FOLDER / OUTLIERS) as file:
+        file.write(f"{json.dumps(found, indent=1)}\n".encode())
     with atomic_file(kept / FOLDER / TRAINING.name) as file:
         runs = json.loads(TRAINING.read_text(encoding="utf-8"))["runs"]
         file.write(f"{json.dumps({'runs': runs[-1:]})}\n".encode())

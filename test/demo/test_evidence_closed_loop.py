@@ -7,18 +7,22 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
+from tiny_model import tiny_folder
 
 from demo import calibration_ablation, closed_loop_runs, larger_policy
 from demo.calibration_ablation import phases
 from demo.closed_loop_figure import write_figure
 from demo.closed_loop_runs import KEPT, Settings, demo_bags, keep, run_paired, tasks_of
 from demo.evidence_closed_loop import NOT_MEASURED, faults, measure, table_text
+from demo.outliers import outliers
 from qvla_ros.cli.main import build_parser
 from qvla_ros.errors import ConfigurationError
 from qvla_ros.evaluate.method_cell import MethodCell
 from qvla_ros.evaluate.rollout_record import RolloutRecord, RosFacts, read_records, write_records
 
 FACTS = RosFacts(0.0, 8, 8, (150.0, 350.0, 350.0), 0, 8, {"superseded": 1}, 0)
+KINDS = ("inputs", "weights")
 CELLS = {
     "bf16@16": (16.0, 0.001, 50),
     "ours@4": (4.0, 0.004, 50),
@@ -144,6 +148,7 @@ def test_the_larger_policy_is_counted_apart(kept):
     told = json.loads((kept / "cells.json").read_text())["ours@3"]
     told["checkpoint_sha256"] = records[0].policy_sha256
     (folder / "cells.json").write_text(json.dumps({"ours@3": told}))
+    (folder / larger_policy.OUTLIERS).write_text('{"larger": {"inputs_largest": 900.0}}')
     found = measure(kept, seed=0)
     assert {**found, "larger_policy": NOT_MEASURED} == alone
     larger = found["larger_policy"]
@@ -290,3 +295,20 @@ def test_the_episodes_in_git_can_be_counted_and_are_of_tasks_that_were_trained()
     found = measure(KEPT, seed=0)
     tasks = {int(name.split("/")[1]) for name in found["float_success"]["tasks"]}
     assert tasks == set(tasks_of(KEPT.parent / "training.json"))
+
+
+def test_outliers_are_told_of_inputs_and_of_weights(tmp_path):
+    folder, bags = tiny_folder(tmp_path / "model"), demo_bags("heldout", (0,))
+    before = outliers(folder, bags)
+    assert all(1 <= before[f"{kind}_median"] <= before[f"{kind}_largest"] < 50 for kind in KINDS)
+    for shard in folder.glob("*.safetensors"):
+        tensors = load_file(shard)
+        for name, tensor in tensors.items():
+            if name.endswith("layers.1.input_layernorm.weight"):
+                tensor[3] *= 1000  # a column that three matrices read
+            if name.endswith("layers.0.mlp.up_proj.weight"):
+                tensor[0, 0] = 100.0
+        save_file(tensors, shard)
+    after = outliers(folder, bags)
+    assert after["inputs_largest"] > 100 > after["inputs_median"]
+    assert after["weights_largest"] > 30 > after["weights_median"]
