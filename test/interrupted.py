@@ -1,9 +1,11 @@
-"""``qvla`` in a process of its own that is killed while it writes its n-th file."""
+"""Processes that die when a test wants it, e.g. ``qvla`` while it writes its n-th file."""
 
 import multiprocessing
 import os
 import signal
 from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["interrupted", "transformers", "qvla_ros.policy.policy"])
@@ -36,3 +38,13 @@ def _run(words: list[str], writes: int) -> None:
 
     os.replace = replace_or_die
     os._exit(main(words))
+
+
+def run_or_die(key: tuple[str, int, int]) -> SimpleNamespace:
+    """In a worker process: dies as if the simulator crashed, as often as a file says."""
+    folder, _, state = key
+    deaths = Path(folder) / str(state)
+    if deaths.exists() and (left := int(deaths.read_text())):
+        deaths.write_text(str(left - 1))
+        os._exit(134)
+    return SimpleNamespace(key=key)

@@ -8,9 +8,11 @@ pairs.
 """
 
 import atexit
+import logging
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,6 +39,8 @@ from qvla_ros.evaluate.rollout_record import (
 )
 from qvla_ros.image_codec import turned
 from qvla_ros.policy.policy import Policy, float_policy, load_policy
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +87,7 @@ def run_rollouts(
 
     Raises:
         ConfigurationError: LIBERO is missing, ``out`` is the file of another policy or damaged,
-            or the policy is not one for this robot.
+            the policy is not one for this robot, or the worker processes die again and again.
     """
     policy, mujoco = source.load(), mujoco_version()
     check_fits_libero(policy)
@@ -98,7 +102,7 @@ def run_rollouts(
     del policy  # the workers load their own
     missing = [key for key in plan.keys if key not in records]
     _report(on_progress, len(plan.keys) - len(missing), plan)
-    for record in _run_in_workers(source, plan.max_steps, missing, workers):
+    for record in _run_all(source, plan.max_steps, missing, workers):
         records[record.key] = record
         write_records(out, records.values())
         _report(on_progress, sum(key in records for key in plan.keys), plan)
@@ -152,6 +156,32 @@ def check_fits_libero(policy: Policy) -> None:
 def _report(on_progress: Callable[[int, int], None] | None, done: int, plan: RolloutPlan) -> None:
     if on_progress is not None:
         on_progress(done, len(plan.keys))
+
+
+def _run_all(
+    source: PolicySource, max_steps: int, keys: Sequence[EpisodeKey], workers: int
+) -> Iterator[RolloutRecord]:
+    """Every episode; if a worker process dies, what it had not finished is run by new ones.
+
+    A simulator and an OpenGL driver are native code, which can crash once in many thousand
+    episodes. Episodes do not depend on each other, so nothing of the result depends on that.
+    """
+    left = dict.fromkeys(keys)
+    while left:
+        before = len(left)
+        try:
+            for record in _run_in_workers(source, max_steps, list(left), workers):
+                del left[record.key]
+                yield record
+        except BrokenProcessPool as error:
+            if len(left) == before:
+                raise ConfigurationError(
+                    "a worker process died before any episode was finished: the simulator or the "
+                    "policy crashes, or memory ran out; finished episodes are kept"
+                ) from error
+            _LOG.warning(
+                "a worker process died; the %d episodes left go on in new ones", len(left)
+            )
 
 
 def _run_in_workers(

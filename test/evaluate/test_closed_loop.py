@@ -4,14 +4,17 @@ The tests that run a simulation need LIBERO and are skipped, with the reason, wi
 """
 
 import json
+import operator
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from interrupted import run_or_die
 
 from qvla_ros.errors import ConfigurationError
+from qvla_ros.evaluate import closed_loop
 from qvla_ros.evaluate.closed_loop import PolicySource, run_episode
 from qvla_ros.evaluate.libero import CONTROL_PERIOD_NS
 from qvla_ros.evaluate.rollout_record import (
@@ -312,6 +315,19 @@ def test_so_many_actions_of_a_chunk_are_executed_before_the_policy_is_asked_agai
     assert (success, actions[:, 0].tolist(), task.index) == (needed < 99, executed, 4)
     asked_at = [place for place in range(len(executed)) if executed[place] > [0, *executed][place]]
     assert policy.stamps_ns == [place * CONTROL_PERIOD_NS for place in asked_at]
+
+
+def test_a_worker_that_dies_is_replaced_and_loses_no_episode(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(closed_loop, "_start_worker", operator.is_)
+    monkeypatch.setattr(closed_loop, "_run_in_worker", run_or_die)
+    keys = [(str(tmp_path), 0, state) for state in range(6)]
+    (tmp_path / "3").write_text("1")
+    records = list(closed_loop._run_all(None, 9, keys, workers=1))
+    assert sorted(record.key for record in records) == keys
+    assert "worker process died; the 3 episodes left" in caplog.text
+    (tmp_path / "4").write_text("2")
+    with pytest.raises(ConfigurationError, match="before any episode was finished"):
+        list(closed_loop._run_all(None, 9, keys, workers=1))
 
 
 def test_episodes_of_half_chunks_and_of_whole_ones_do_not_mix():
