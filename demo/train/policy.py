@@ -68,7 +68,9 @@ def main() -> int:
         epilog="Other options go to the training, see python -m demo.train.train --help.",
     )
     parser.add_argument("size", choices=SIZES)
-    parser.add_argument("--tasks", type=int, nargs="+", help="of the suite")
+    parser.add_argument(
+        "--tasks", type=int, nargs="+", help="of the suite (0 1 2 3 7; large: 0 2)"
+    )
     parser.add_argument("--episodes", type=int, default=120, help="demonstrations a task (120)")
     parser.add_argument("--jobs", type=int, default=2, help="tasks collected at once (2)")
     parser.add_argument("--data", type=Path, default=output / "demonstrations")
