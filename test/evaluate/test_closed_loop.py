@@ -1,4 +1,4 @@
-"""Closed loop: statistics, records, plans, and what is executed of a chunk.
+"""Closed loop: records, plans, and what is executed of a chunk.
 
 The tests that run a simulation need LIBERO and are skipped, with the reason, without it.
 """
@@ -27,7 +27,7 @@ from qvla_ros.evaluate.rollout_record import (
     read_records,
     write_records,
 )
-from qvla_ros.evaluate.success_statistics import SuccessRate, mcnemar_exact, wilson_interval
+from qvla_ros.evaluate.success_statistics import SuccessRate
 from qvla_ros.observation import Observation
 
 
@@ -48,61 +48,6 @@ def record(state: int = 0, success: bool = True, task: int = 0, **changes) -> Ro
 
 def line(**changes) -> str:
     return json.dumps({**asdict(record()), **changes})
-
-
-@pytest.mark.parametrize(
-    ("successes", "episodes", "low", "high"),
-    [
-        (39, 50, 0.648, 0.872),  # published beside a 78 % result
-        (0, 10, 0.0, 0.2775),
-        (10, 10, 0.7225, 1.0),
-        (1, 2, 0.0945, 0.9055),
-    ],
-)
-def test_wilson_intervals_agree_with_tabulated_ones(successes, episodes, low, high):
-    assert wilson_interval(successes, episodes) == pytest.approx((low, high), abs=1e-3)
-
-
-def test_a_wilson_interval_contains_the_rate_and_stays_within_zero_and_one():
-    for episodes in range(1, 40):
-        for successes in range(episodes + 1):
-            low, high = wilson_interval(successes, episodes)
-            assert 0 <= low <= successes / episodes <= high <= 1
-
-
-@pytest.mark.parametrize(("successes", "episodes"), [(0, 0), (3, 2), (-1, 2)])
-def test_an_impossible_rate_has_no_interval(successes, episodes):
-    with pytest.raises(ValueError, match="successes of"):
-        wilson_interval(successes, episodes)
-    with pytest.raises(ValueError, match="is no rate"):
-        SuccessRate(successes, episodes)
-
-
-@pytest.mark.parametrize(
-    ("only_first", "only_second", "p_value"),
-    [
-        (0, 0, 1.0),
-        (1, 0, 1.0),
-        (5, 5, 1.0),
-        (0, 6, 2 / 64),
-        (1, 5, 2 * 7 / 64),
-        (8, 1, 2 * 10 / 512),
-    ],
-)
-def test_mcnemar_is_the_exact_binomial_test_of_the_differing_pairs(
-    only_first, only_second, p_value
-):
-    assert mcnemar_exact(only_first, only_second) == pytest.approx(p_value)
-    assert mcnemar_exact(only_second, only_first) == pytest.approx(p_value)
-
-
-def test_mcnemar_refuses_negative_numbers_of_pairs():
-    with pytest.raises(ValueError, match="negative"):
-        mcnemar_exact(-1, 3)
-
-
-def test_mcnemar_takes_more_pairs_than_a_float_can_count():
-    assert 0 < mcnemar_exact(900, 1100) < 1e-4
 
 
 def test_records_are_read_as_they_were_written(tmp_path):
