@@ -19,12 +19,12 @@ import numpy as np
 from demo.closed_loop_runs import (
     Settings,
     add_arguments,
-    demo_bags,
     keep_records,
     roll_out,
     run_in_simulator,
     settings_of,
 )
+from demo.demo_bags import demo_bags
 from qvla_ros.atomic_file import atomic_file
 from qvla_ros.checkpoint.reader import read_manifest
 from qvla_ros.cli.main import main as qvla

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from demo.assemble import SOURCE, assemble
+from demo.demo_bags import demo_bags
 from qvla_ros.atomic_file import atomic_file
 from qvla_ros.cli.main import main as qvla
 from qvla_ros.errors import ConfigurationError
@@ -179,17 +179,6 @@ def run_cells(
     for key in keys:
         if key.method == REFERENCE or (key.method in DECIDING and key.bits in DECIDING_BUDGETS):
             _roll_out_cell(settings, key, settings.episodes)
-
-
-def demo_bags(use: str, tasks: Collection[int] | None = None) -> list[Path]:
-    """The demo's bags for ``calibration`` or ``heldout``, of all tasks or of these."""
-    bags = sorted((ROOT / "demo" / "bags").glob(f"{use}_*"))
-    return bags if tasks is None else [bag for bag in bags if _task_of(bag) in tasks]
-
-
-def _task_of(bag: Path) -> int:
-    told = yaml.safe_load((bag / "metadata.yaml").read_text(encoding="utf-8"))
-    return int(told["rosbag2_bagfile_information"]["custom_data"]["task"])
 
 
 def _compare(

@@ -66,7 +66,10 @@ Records = Sequence[RolloutRecord]
 
 def measure(kept: Path, seed: int) -> dict[str, object]:
     """All figures of ``evidence/closed-loop.json`` that episodes tell."""
-    records = _kept_records(kept)
+    records = {
+        path.relative_to(kept).as_posix().removesuffix(".jsonl.xz"): read_records(path)
+        for path in sorted(kept.rglob("*.jsonl.xz"))
+    }
     return {
         **_policy(kept, records, seed),
         "packed_against_float": _against(records.get("packed", []), records.get("float", [])),
@@ -80,15 +83,8 @@ def measure(kept: Path, seed: int) -> dict[str, object]:
         }
         or NOT_MEASURED,
         "calibration_ablation": _calibrations(kept, records),
-        "larger_policy": _larger(kept, seed),
+        "larger_policy": _larger(kept, records, seed),
         "mujoco": sorted({one.mujoco for group in records.values() for one in group}),
-    }
-
-
-def _kept_records(kept: Path) -> dict[str, list[RolloutRecord]]:
-    return {
-        path.relative_to(kept).as_posix().removesuffix(".jsonl.xz"): read_records(path)
-        for path in sorted(kept.rglob("*.jsonl.xz"))
     }
 
 
@@ -106,12 +102,15 @@ def _policy(kept: Path, records: dict[str, list[RolloutRecord]], seed: int) -> d
     }
 
 
-def _larger(kept: Path, seed: int) -> dict[str, object] | str:
-    folder = kept / larger_policy.FOLDER
+def _larger(
+    kept: Path, records: dict[str, list[RolloutRecord]], seed: int
+) -> dict[str, object] | str:
+    folder, prefix = kept / larger_policy.FOLDER, f"{larger_policy.FOLDER}/"
     if not folder.exists():
         return NOT_MEASURED
+    own = {stem.removeprefix(prefix): g for stem, g in records.items() if stem.startswith(prefix)}
     told = json.loads((folder / larger_policy.OUTLIERS).read_text(encoding="utf-8"))
-    return {**_policy(folder, _kept_records(folder), seed), "outliers": told}
+    return {**_policy(folder, own, seed), "outliers": told}
 
 
 def _float_success(records: Records) -> dict[str, object] | str:

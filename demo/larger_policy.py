@@ -15,13 +15,13 @@ from demo.closed_loop_runs import (
     ROOT,
     Settings,
     add_arguments,
-    demo_bags,
     keep,
     roll_out,
     run_cells,
     settings_of,
     tasks_of,
 )
+from demo.demo_bags import demo_bags
 from demo.outliers import outliers
 from qvla_ros.atomic_file import atomic_file
 from qvla_ros.errors import ConfigurationError

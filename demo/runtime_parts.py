@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from demo.assemble import SOURCE, assemble
+from demo.demo_bags import demo_bags
 from demo.provenance import ROOT
 
 TOKENS = (256, 351, 608)
@@ -186,12 +187,11 @@ def _quantize(folder: Path, checkpoint: Path, effort: Effort) -> dict[str, objec
     from qvla_ros.policy.policy import float_policy
 
     whole = sum(float_policy(folder, dtype=torch.bfloat16).memory_bytes().values())
-    bags = ROOT / "demo" / "bags"
     words = [sys.executable, "-m", "qvla_ros.cli.main", "quantize", str(folder)]
-    words += map(str, sorted(bags.glob("calibration_*")))
+    words += map(str, demo_bags("calibration"))
     words += ["--max-bytes", str(round(DEMO_SHARE * whole)), "--activations", "8"]
     words += ["--frames", str(effort.frames), "--probes", str(effort.probes)]
-    words += ["--heldout", *map(str, sorted(bags.glob("heldout_*")))]
+    words += ["--heldout", *map(str, demo_bags("heldout"))]
     words += ["--heldout-frames", str(effort.frames), "--out", str(checkpoint), "--json"]
     done = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     facts = json.loads(done.stdout)

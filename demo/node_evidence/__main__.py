@@ -20,6 +20,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from demo.demo_bags import demo_bags
 from demo.node_evidence.figures import broken_promises, merged, table_text
 from demo.node_evidence.parts import PARTS, Part
 from demo.node_evidence.processes import ROOT
@@ -119,7 +120,7 @@ def run_part(
 
 def _quantize(out: Path) -> list[str]:
     model = ROOT / "demo_output" / "model"
-    bags = [str(path) for path in sorted((ROOT / "demo" / "bags").glob("calibration_*"))]
+    bags = [str(path) for path in demo_bags("calibration")]
     for command in (
         [sys.executable, "-m", "demo.assemble", "--out", str(model)],
         [

@@ -10,9 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from demo.node_evidence.processes import ROOT
+from demo.demo_bags import demo_bags
 
-BAGS = ROOT / "demo" / "bags"
 CYCLES, SIMULATED_FAULTS, SOAK_S, OVERHEAD_S = 100, 120_000, 240.0, 120.0
 INPUT_LIMITS = (
     "stale_observation",
@@ -87,10 +86,8 @@ def parity(checkpoint: Path, share: float) -> dict[str, object]:
     from demo.node_evidence.live_parity import live_parity
     from demo.node_evidence.overhead import processing_ms
 
-    played = sorted(BAGS.glob("heldout_*"))
-    live = live_parity(
-        checkpoint, sorted(BAGS.glob("calibration_*")), played if share == 1 else played[:1]
-    )
+    played = demo_bags("heldout")
+    live = live_parity(checkpoint, demo_bags("calibration"), played if share == 1 else played[:1])
     strategies = live.parity.values()
     return processing_ms(checkpoint) | {
         "parity_chunks": sum(one.chunks for one in strategies),

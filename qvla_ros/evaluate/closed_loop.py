@@ -3,8 +3,8 @@
 The protocol: a hard reset with seed 0, the official initial state, ten steps of standing still;
 then the policy is asked, its chunk (or the first actions of it) is executed open loop, and so on
 until the goal is reached or the steps are used up. An episode depends on nothing but its policy,
-task and initial state, so an interrupted evaluation goes on where it stopped, and episodes of two policies are
-pairs.
+task and initial state, so an interrupted evaluation goes on where it stopped, and episodes of two
+policies are pairs.
 """
 
 import atexit
@@ -187,8 +187,6 @@ def _run_all(
 def _run_in_workers(
     source: PolicySource, max_steps: int, keys: Sequence[EpisodeKey], workers: int
 ) -> Iterator[RolloutRecord]:
-    if not keys:
-        return
     with ProcessPoolExecutor(
         min(workers, len(keys)),
         mp_context=multiprocessing.get_context("spawn"),  # a fork would share the OpenGL state

@@ -50,7 +50,7 @@ def native_library() -> ctypes.CDLL | str:
     missing = sorted(PROCESSOR_FLAGS - _processor_flags())
     if missing:
         return f"the processor lacks {missing[0]}"
-    compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
+    compiler = system_compiler()
     if compiler is None:
         return "there is no C++ compiler"
     try:
@@ -59,6 +59,11 @@ def native_library() -> ctypes.CDLL | str:
         return f"{compiler} could not build the C++ kernel ({type(error).__name__})"
     except OSError as error:
         return f"the C++ kernel could not be built or loaded: {error}"
+
+
+def system_compiler() -> str | None:
+    """Path of the C++ compiler that is used, or ``None``."""
+    return next(filter(None, map(shutil.which, _COMPILERS)), None)
 
 
 def _processor_flags() -> frozenset[str]:

@@ -13,8 +13,9 @@ from tiny_model import tiny_folder
 from demo import calibration_ablation, closed_loop_runs, larger_policy
 from demo.calibration_ablation import phases
 from demo.closed_loop_figure import write_figure
-from demo.closed_loop_runs import KEPT, Settings, demo_bags, keep, run_paired, tasks_of
+from demo.closed_loop_runs import KEPT, Settings, keep, run_paired, tasks_of
 from demo.closed_loop_table import table_text
+from demo.demo_bags import demo_bags
 from demo.evidence_closed_loop import NOT_MEASURED, faults, measure
 from demo.outliers import outliers
 from qvla_ros.cli.main import build_parser

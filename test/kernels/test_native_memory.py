@@ -1,18 +1,17 @@
 """No product of the C++ kernel touches memory beside its buffers, under AddressSanitizer."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from qvla_ros.kernels.native_library import native_library
+from qvla_ros.kernels.native_library import native_library, system_compiler
 
 HERE = Path(__file__).parent
 TOO_SHORT = """
-import address_sanitizer, pytest, torch
+import address_sanitizer
 from qvla_ros.kernels import cpu_native
 take = cpu_native.take
 cpu_native.take = lambda name, shape, dtype: take(name, (2048,), dtype)
@@ -21,7 +20,7 @@ cpu_native.take = lambda name, shape, dtype: take(name, (2048,), dtype)
 
 def sanitizer() -> str:
     """The library that has to be preloaded, or an empty text."""
-    compiler = next(filter(None, map(shutil.which, ("c++", "g++"))), None)
+    compiler = system_compiler()
     if isinstance(native_library(), str) or compiler is None:
         return ""
     words = [compiler, "-print-file-name=libasan.so"]
