@@ -27,7 +27,7 @@ from qvla_ros.atomic_file import atomic_file
 from qvla_ros.errors import ConfigurationError
 
 MODEL = ROOT / "demo_output" / "model_large"
-TRAINING = ROOT / "demo_output" / "training_large" / "training.json"
+TRAINING = ROOT / "demo_output" / "training_large_2" / "training.json"
 FOLDER = "larger"
 OUTLIERS = "outliers.json"
 METHODS = ("ours", "gptq-clip", "rtn", "smoothquant")
@@ -53,15 +53,17 @@ def run(
     methods: Sequence[str] = METHODS,
     budgets: Sequence[float] = BUDGETS,
 ) -> None:
-    """Roll out the float policy, then each checkpoint, and keep the episodes.
+    """Roll out the float policy, then each checkpoint; interrupted, keep what there is.
 
     Raises:
         ConfigurationError: The policy is not trained, or a step failed.
     """
     settings = larger(options)
     roll_out(settings, settings.model, "float", settings.episodes)
-    run_cells(settings, methods, budgets, bag_tasks=settings.tasks)
-    _keep(settings, options.kept)
+    try:
+        run_cells(settings, methods, budgets, bag_tasks=settings.tasks)
+    finally:
+        _keep(settings, options.kept)
 
 
 def _keep(settings: Settings, kept: Path) -> None:
@@ -74,7 +76,8 @@ def _keep(settings: Settings, kept: Path) -> None:
         file.write(f"{json.dumps(found, indent=1)}\n".encode())
     with atomic_file(kept / FOLDER / TRAINING.name) as file:
         runs = json.loads(TRAINING.read_text(encoding="utf-8"))["runs"]
-        file.write(f"{json.dumps({'runs': runs[-1:]})}\n".encode())
+        own = [one for one in runs if one.get("language") == runs[-1]["language"]]
+        file.write(f"{json.dumps({'runs': own})}\n".encode())
 
 
 def main() -> int:

@@ -17,17 +17,23 @@ from demo.train.train import train, training_options
 from qvla_ros.errors import ConfigurationError
 
 ROOT = Path(__file__).parents[2]
+OUTPUT = ROOT / "demo_output"
 TASKS = {"small": (0, 1, 2, 3, 7), "large": (0, 2)}
 """Any but 4 and 6, which the expert fails: a bowl in the drawer, and one next to the box."""
 
-SIZES: dict[str, tuple[str, ...]] = {
-    "small": ("--steps", "6000", "--batch", "48"),
+LARGE = ("--language", "smollm2", "--steps", "1500", "--batch", "20", "--keep-every", "50")
+SIZES: dict[str, tuple[tuple[str, ...], ...]] = {
+    "small": (("--steps", "6000", "--batch", "48"),),
     "large": (
-        *("--language", "smollm2", "--begin-with", str(ROOT / "demo")),
-        *("--steps", "1500", "--batch", "20", "--learning-rate", "8e-4", "--keep-every", "50"),
+        (*LARGE, "--learning-rate", "8e-4", "--pretrained-share", "0.2"),
+        (*LARGE, "--learning-rate", "6e-4"),
     ),
 }
-"""Size to what it is trained with; the large one sees with the small one's towers."""
+"""Size to the trainings that make it, each from where the one before ended.
+
+The large one begins with the small one's towers, for which its language model is made at first to
+learn slowly.
+"""
 
 
 def demonstrations_of(data: Path, task: int) -> Path:
@@ -62,7 +68,6 @@ def collect(python: Path, data: Path, tasks: Sequence[int], episodes: int, jobs:
 
 def main() -> int:
     """Command line."""
-    output = ROOT / "demo_output"
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0],
         epilog="Other options go to the training, see python -m demo.train.train --help.",
@@ -73,27 +78,37 @@ def main() -> int:
     )
     parser.add_argument("--episodes", type=int, default=120, help="demonstrations a task (120)")
     parser.add_argument("--jobs", type=int, default=2, help="tasks collected at once (2)")
-    parser.add_argument("--data", type=Path, default=output / "demonstrations")
+    parser.add_argument("--data", type=Path, default=OUTPUT / "demonstrations")
     parser.add_argument("--only-collect", action="store_true")
     parser.add_argument(
         "--simulator-python", type=Path, default=ROOT / ".venv-libero" / "bin" / "python"
     )
     options, further = parser.parse_known_args()
     tasks = options.tasks or TASKS[options.size]
-    work = output / f"training_{options.size}"
-    source, model = SOURCE, output / "model"
-    if options.size != "small":
-        source, model = work / "source", output / f"model_{options.size}"
     folders = [demonstrations_of(options.data, task) for task in tasks]
-    words = ["--demonstrations", str(options.episodes), "--work", str(work), "--out", str(source)]
-    words = ["--data", *map(str, folders), *words, *SIZES[options.size], *further]
-    training = training_options(words)  # a wrong word is told before the hours of collecting
+    shared = ["--data", *map(str, folders), "--demonstrations", str(options.episodes)]
+    shared += ["--samples", str(OUTPUT / "samples")]
+    small = options.size == "small"
+    model = OUTPUT / ("model" if small else f"model_{options.size}")
+
+    def training(number: int, before: Path) -> argparse.Namespace:
+        work = OUTPUT / f"training_{options.size}_{number + 1}"
+        out = SOURCE if small else work / "model"
+        words = [*shared, "--work", str(work), "--out", str(out), *SIZES[options.size][number]]
+        begin = [] if small else ["--begin-with", str(before)]
+        words = [*words, *begin, *further] if number == 0 else [*words, *further, *begin]
+        return training_options(words)
+
+    now = training(0, ROOT / "demo")  # a wrong word is told before the hours of collecting
     try:
         collect(options.simulator_python, options.data, tasks, options.episodes, options.jobs)
         if options.only_collect:
             return 0
-        train(training)
-        print(assemble(training.out, model))
+        train(now)
+        for number in range(1, len(SIZES[options.size])):
+            now = training(number, now.out.parent)
+            train(now)
+        print(assemble(now.out, model))
     except ConfigurationError as error:
         print(f"policy: {error}", file=sys.stderr)
         return 2

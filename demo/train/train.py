@@ -65,7 +65,8 @@ def train(options: argparse.Namespace) -> None:
     device = torch.device(options.device)
     before: Path | None = options.begin_with
     runs_before = json.loads((before / RECORD).read_bytes())["runs"] if before else []
-    options.work.mkdir(parents=True, exist_ok=True)
+    for folder in (options.work, options.samples):
+        folder.mkdir(parents=True, exist_ok=True)
     tasks = _load(options, device)
     torch.manual_seed(options.seed)  # after the samples, whether they were prepared now or before
     network, processing = _network(tasks, options.work, options.language, device)
@@ -74,7 +75,12 @@ def train(options: argparse.Namespace) -> None:
         same = runs_before[-1].get("language", "small") == options.language
         _go_on_from(before / "model", network, options.work, "" if same else TOWERS)
     settings = TrainingSettings(
-        options.steps, options.batch, options.learning_rate, options.aim_weight, options.seed
+        steps=options.steps,
+        batch=options.batch,
+        learning_rate=options.learning_rate,
+        aim_weight=options.aim_weight,
+        seed=options.seed,
+        pretrained_share=options.pretrained_share,
     )
     purpose: dict[str, object] = {
         "data_sha256": {one.name: digest(one, options.demonstrations) for one in options.data},
@@ -113,10 +119,22 @@ def training_options(arguments: Sequence[str] | None = None) -> argparse.Namespa
     parser.add_argument("--language", choices=LANGUAGES, default="small")
     parser.add_argument("--out", type=Path, default=SOURCE)
     parser.add_argument("--work", type=Path, default=Path("demo_output/training"))
+    parser.add_argument(
+        "--samples",
+        type=Path,
+        default=Path("demo_output/samples"),
+        help="prepared once, kept here",
+    )
     parser.add_argument("--keep-every", type=int, default=100, metavar="STEPS")
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--batch", type=int, default=48, help="divided evenly over the tasks")
     parser.add_argument("--learning-rate", type=float, default=8e-4)
+    parser.add_argument(
+        "--pretrained-share",
+        type=float,
+        default=1.0,
+        help="of the rate, for pretrained layers (1)",
+    )
     parser.add_argument("--aim-weight", type=float, default=0.5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -138,14 +156,14 @@ def training_options(arguments: Sequence[str] | None = None) -> argparse.Namespa
 
 
 def _load(options: argparse.Namespace, device: torch.device) -> list[TaskSamples]:
-    """The samples of each task; what was prepared once is kept in ``--work``."""
+    """The samples of each task; what was prepared once is kept in ``--samples``."""
     backbone: VisionTransformer | None = None
     norm = torch.tensor([MEANS[0], STDS[0]])
     tasks = []
     for folder in options.data:
         made_of = f"{digest(folder, options.demonstrations)} {BACKBONE.sha256} {options.variants}"
         key = hashlib.sha256(made_of.encode()).hexdigest()[:16]
-        path = options.work / f"samples-{folder.name}-{key}.safetensors"
+        path = options.samples / f"{folder.name}-{key}.safetensors"
         if not path.exists():
             if backbone is None:
                 backbone = frozen_backbone().to(device)

@@ -46,7 +46,7 @@ class TrainingSettings:
     seed: int = 0
     warmup: int = 150
     weight_decay: float = 0.05
-    pretrained_share: float = 0.2
+    pretrained_share: float = 1.0
 
     def rate(self, step: int) -> float:
         """Learning rate at a step: linear warm-up, then a cosine down to 2 %."""

@@ -1,5 +1,6 @@
 """The training of the demo policy goes on where it was killed, and its aims are the data's."""
 
+import argparse
 import hashlib
 import json
 import shutil
@@ -48,21 +49,24 @@ def samples(seed: int, instruction: str) -> TaskSamples:
     )
 
 
-def trainer(path: Path, data: str = "one", pretrained: Collection[str] = ()) -> Trainer:
+def trainer(
+    path: Path, data: str = "one", pretrained: Collection[str] = (), share: float = 1.0
+) -> Trainer:
     small = open_small_files(MODEL)
     processing = Processing(processing_settings(small, None, ROBOT), small.tokenizer_json)
     torch.manual_seed(0)
     shape = OpenVlaOftConfig(read_towers(small.config), read_llama(small.config), 2, 8, 7, 8)
     assert shape.towers == (DINO, SIGLIP_LIKE)
     tasks = [samples(1, "pick up the bowl"), samples(2, "put it down")]
-    settings = TrainingSettings(steps=4, batch=2, learning_rate=1e-3, warmup=1)
+    settings = TrainingSettings(4, 2, learning_rate=1e-3, warmup=1, pretrained_share=share)
     return Trainer(
         OpenVlaOft(shape), processing, tasks, settings, {"data": data}, path, pretrained
     )
 
 
-def test_what_began_pretrained_learns_more_slowly(tmp_path):
-    one = trainer(tmp_path / "a.safetensors", pretrained={"language_model.model.norm.weight"})
+def test_what_began_pretrained_learns_at_a_share_of_the_rate(tmp_path):
+    name = "language_model.model.norm.weight"
+    one = trainer(tmp_path / "a.safetensors", pretrained={name}, share=0.2)
     one._step()
     rates = {len(group["params"]): group["lr"] for group in one._optimizer.param_groups}
     assert rates[1] == pytest.approx(0.2 * 1e-3)
@@ -148,6 +152,7 @@ def test_a_training_from_demonstrations_to_a_model_folder_and_another_from_there
         demonstration_of(tmp_path / f"task_{task}", task, f"pick up bowl {task}")
     words = ["--data", *(str(tmp_path / f"task_{task}") for task in (0, 1)), "--device", "cpu"]
     words += ["--steps", "2", "--batch", "2", "--variants", "1", "--work", str(tmp_path / "work")]
+    words += ["--samples", str(tmp_path / "samples")]
     first, second = tmp_path / "first", tmp_path / "second"
     train(training_options([*words, "--out", str(first / "model")]))
     goes_on = ["--work", str(tmp_path / "more"), "--begin-with", str(first)]
@@ -249,3 +254,25 @@ def test_a_wrong_word_for_the_training_is_told_before_the_collecting(monkeypatch
     with pytest.raises(SystemExit):
         policy.main()
     assert "--stepps" in capsys.readouterr().err
+
+
+def test_each_training_of_a_size_begins_where_the_one_before_ended(tmp_path, monkeypatch):
+    done: list[argparse.Namespace] = []
+
+    def pretend(options: argparse.Namespace) -> None:
+        done.append(options)
+        shutil.copytree(MODEL, options.out)
+        shutil.copy(MODEL.parent / "training.json", options.out.parent)
+
+    monkeypatch.setattr(policy, "OUTPUT", tmp_path)
+    monkeypatch.setattr(policy, "collect", lambda *_: None)
+    monkeypatch.setattr(policy, "train", pretend)
+    monkeypatch.setattr(policy, "assemble", lambda source, model: (source, model))
+    monkeypatch.setattr("sys.argv", ["policy", "large", "--seed", "7"])
+    assert policy.main() == 0
+    first, second = done
+    assert (first.begin_with, second.begin_with) == (MODEL.parent, first.out.parent)
+    assert len({first.work, second.work, first.out, second.out}) == 4
+    assert (first.pretrained_share, second.pretrained_share) == (0.2, 1.0)
+    assert first.seed == second.seed == 7
+    assert first.samples == second.samples
