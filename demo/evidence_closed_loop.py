@@ -144,15 +144,14 @@ def _cells(kept: Path, records: dict[str, list[RolloutRecord]]) -> list[dict[str
     if not (kept / "cells.json").exists():
         return []
     told = json.loads((kept / "cells.json").read_text(encoding="utf-8"))
-    by_stem = {stem: records.get(f"cells/{stem}", []) for stem in told}
+    by_stem = {
+        stem: _of_checkpoint(records, f"cells/{stem}", facts["checkpoint_sha256"])
+        for stem, facts in told.items()
+    }
     reference = next((by_stem[s] for s in told if told[s]["method"] == REFERENCE), [])
     cells = []
     for stem, facts in told.items():
         group = by_stem[stem]
-        if not group:
-            raise ConfigurationError(f"{kept}/cells/{stem}.jsonl.xz is missing or empty")
-        if {one.policy_sha256 for one in group} != {facts["checkpoint_sha256"]}:
-            raise ConfigurationError(f"{kept}/cells/{stem}.jsonl.xz is of another checkpoint")
         is_ours = facts["method"] == OURS
         ours = [] if is_ours else by_stem.get(f"{OURS}@{facts['bits']:g}", [])
         cells.append(
@@ -167,6 +166,20 @@ def _cells(kept: Path, records: dict[str, list[RolloutRecord]]) -> list[dict[str
     return sorted(cells, key=lambda one: (-one["bits"], one["method"]))
 
 
+def _of_checkpoint(
+    records: dict[str, list[RolloutRecord]], stem: str, sha256: str
+) -> list[RolloutRecord]:
+    """The episodes of one checkpoint.
+
+    Raises:
+        ConfigurationError: There are none, or they are another checkpoint's.
+    """
+    group = records.get(stem, [])
+    if {one.policy_sha256 for one in group} != {sha256}:
+        raise ConfigurationError(f"{stem}.jsonl.xz is missing, empty, or of another checkpoint")
+    return group
+
+
 def _calibrations(
     kept: Path, records: dict[str, list[RolloutRecord]]
 ) -> dict[str, dict[str, object]] | str:
@@ -174,14 +187,17 @@ def _calibrations(
     path = kept / calibration_ablation.FOLDER / "checkpoints.json"
     if not path.exists():
         return NOT_MEASURED
-    found = {}
-    for arm, facts in json.loads(path.read_text(encoding="utf-8")).items():
-        group, first = (
-            records.get(f"{calibration_ablation.FOLDER}/{one}", [])
-            for one in (arm, calibration_ablation.FIRST)
+    told = json.loads(path.read_text(encoding="utf-8"))
+    by_arm = {
+        arm: _of_checkpoint(
+            records, f"{calibration_ablation.FOLDER}/{arm}", facts["checkpoint_sha256"]
         )
-        if {one.policy_sha256 for one in group} != {facts["checkpoint_sha256"]}:
-            raise ConfigurationError(f"the episodes of {arm} are missing or of another checkpoint")
+        for arm, facts in told.items()
+    }
+    first = by_arm.get(calibration_ablation.FIRST, [])
+    found = {}
+    for arm, facts in told.items():
+        group = by_arm[arm]
         against = NOT_MEASURED if arm == calibration_ablation.FIRST else _against(group, first)
         found[arm] = {**facts, **_rate(_total(group)), "against_first": against}
     return found
