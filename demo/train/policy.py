@@ -31,8 +31,8 @@ SIZES: dict[str, tuple[tuple[str, ...], ...]] = {
 }
 """Size to the trainings that make it, each from where the one before ended.
 
-The large one begins with the small one's towers, for which its language model is made at first to
-learn slowly.
+The large one begins with the small one's towers; its second training was added when the first had
+left it too weak.
 """
 
 
@@ -70,7 +70,7 @@ def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0],
-        epilog="Other options go to the training, see python -m demo.train.train --help.",
+        epilog="Other options go to each training, see python -m demo.train.train --help.",
     )
     parser.add_argument("size", choices=SIZES)
     parser.add_argument(
