@@ -144,10 +144,7 @@ def _cells(kept: Path, records: dict[str, list[RolloutRecord]]) -> list[dict[str
     if not (kept / "cells.json").exists():
         return []
     told = json.loads((kept / "cells.json").read_text(encoding="utf-8"))
-    by_stem = {
-        stem: _of_checkpoint(records, f"cells/{stem}", facts["checkpoint_sha256"])
-        for stem, facts in told.items()
-    }
+    by_stem = _of_checkpoints(records, "cells", told)
     reference = next((by_stem[s] for s in told if told[s]["method"] == REFERENCE), [])
     cells = []
     for stem, facts in told.items():
@@ -166,18 +163,21 @@ def _cells(kept: Path, records: dict[str, list[RolloutRecord]]) -> list[dict[str
     return sorted(cells, key=lambda one: (-one["bits"], one["method"]))
 
 
-def _of_checkpoint(
-    records: dict[str, list[RolloutRecord]], stem: str, sha256: str
-) -> list[RolloutRecord]:
-    """The episodes of one checkpoint.
+def _of_checkpoints(
+    records: dict[str, list[RolloutRecord]], folder: str, told: dict[str, dict]
+) -> dict[str, list[RolloutRecord]]:
+    """Name of each checkpoint to its episodes.
 
     Raises:
-        ConfigurationError: There are none, or they are another checkpoint's.
+        ConfigurationError: One has none, or they are another checkpoint's.
     """
-    group = records.get(stem, [])
-    if {one.policy_sha256 for one in group} != {sha256}:
-        raise ConfigurationError(f"{stem}.jsonl.xz is missing, empty, or of another checkpoint")
-    return group
+    groups = {name: records.get(f"{folder}/{name}", []) for name in told}
+    for name, facts in told.items():
+        if {one.policy_sha256 for one in groups[name]} != {facts["checkpoint_sha256"]}:
+            raise ConfigurationError(
+                f"{folder}/{name}.jsonl.xz is missing, empty, or of another checkpoint"
+            )
+    return groups
 
 
 def _calibrations(
@@ -188,12 +188,7 @@ def _calibrations(
     if not path.exists():
         return NOT_MEASURED
     told = json.loads(path.read_text(encoding="utf-8"))
-    by_arm = {
-        arm: _of_checkpoint(
-            records, f"{calibration_ablation.FOLDER}/{arm}", facts["checkpoint_sha256"]
-        )
-        for arm, facts in told.items()
-    }
+    by_arm = _of_checkpoints(records, calibration_ablation.FOLDER, told)
     first = by_arm.get(calibration_ablation.FIRST, [])
     found = {}
     for arm, facts in told.items():
