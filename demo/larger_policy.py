@@ -27,7 +27,7 @@ from qvla_ros.atomic_file import atomic_file
 from qvla_ros.errors import ConfigurationError
 
 MODEL = ROOT / "demo_output" / "model_large"
-TRAINING = ROOT / "demo_output" / "training_large_2" / "training.json"
+TRAINING = ROOT / "demo_output" / "training_large" / "training.json"
 FOLDER = "larger"
 OUTLIERS = "outliers.json"
 METHODS = ("ours", "gptq-clip", "rtn", "smoothquant")

@@ -21,19 +21,14 @@ OUTPUT = ROOT / "demo_output"
 TASKS = {"small": (0, 1, 2, 3, 7), "large": (0, 2)}
 """Any but 4 and 6, which the expert fails: a bowl in the drawer, and one next to the box."""
 
-LARGE = ("--language", "smollm2", "--steps", "1500", "--batch", "20", "--keep-every", "50")
-SIZES: dict[str, tuple[tuple[str, ...], ...]] = {
-    "small": (("--steps", "6000", "--batch", "48"),),
+SIZES: dict[str, tuple[str, ...]] = {
+    "small": ("--steps", "6000", "--batch", "48"),
     "large": (
-        (*LARGE, "--learning-rate", "8e-4", "--pretrained-share", "0.2"),
-        (*LARGE, "--learning-rate", "6e-4"),
+        *("--language", "smollm2", "--begin-with", str(ROOT / "demo"), "--keep-every", "50"),
+        *("--steps", "1100", "--batch", "20", "--pretrained-share", "0.4"),
     ),
 }
-"""Size to the trainings that make it, each from where the one before ended.
-
-The large one begins with the small one's towers; its second training was added when the first had
-left it too weak.
-"""
+"""Size to how it is trained. The large one begins with the small one's towers."""
 
 
 def demonstrations_of(data: Path, task: int) -> Path:
@@ -70,7 +65,7 @@ def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0],
-        epilog="Other options go to each training, see python -m demo.train.train --help.",
+        epilog="Other options go to the training, see python -m demo.train.train --help.",
     )
     parser.add_argument("size", choices=SIZES)
     parser.add_argument(
@@ -86,29 +81,17 @@ def main() -> int:
     options, further = parser.parse_known_args()
     tasks = options.tasks or TASKS[options.size]
     folders = [demonstrations_of(options.data, task) for task in tasks]
-    shared = ["--data", *map(str, folders), "--demonstrations", str(options.episodes)]
-    shared += ["--samples", str(OUTPUT / "samples")]
-    small = options.size == "small"
-    model = OUTPUT / ("model" if small else f"model_{options.size}")
-
-    def training(number: int, before: Path) -> argparse.Namespace:
-        work = OUTPUT / f"training_{options.size}_{number + 1}"
-        out = SOURCE if small else work / "model"
-        words = [*shared, "--work", str(work), "--out", str(out), *SIZES[options.size][number]]
-        begin = [] if small else ["--begin-with", str(before)]
-        words = [*words, *begin, *further] if number == 0 else [*words, *further, *begin]
-        return training_options(words)
-
-    now = training(0, ROOT / "demo")  # a wrong word is told before the hours of collecting
+    small, work = options.size == "small", OUTPUT / f"training_{options.size}"
+    words = ["--data", *map(str, folders), "--demonstrations", str(options.episodes)]
+    words += ["--samples", str(OUTPUT / "samples"), "--work", str(work)]
+    words += ["--out", str(SOURCE if small else work / "model"), *SIZES[options.size]]
+    training = training_options([*words, *further])  # a wrong word is told before the collecting
     try:
         collect(options.simulator_python, options.data, tasks, options.episodes, options.jobs)
         if options.only_collect:
             return 0
-        train(now)
-        for number in range(1, len(SIZES[options.size])):
-            now = training(number, now.out.parent)
-            train(now)
-        print(assemble(now.out, model))
+        train(training)
+        print(assemble(training.out, OUTPUT / ("model" if small else f"model_{options.size}")))
     except ConfigurationError as error:
         print(f"policy: {error}", file=sys.stderr)
         return 2

@@ -74,6 +74,8 @@ def train(options: argparse.Namespace) -> None:
     if before is not None:
         same = runs_before[-1].get("language", "small") == options.language
         _go_on_from(before / "model", network, options.work, "" if same else TOWERS)
+    for layer in network.llama.layers:
+        layer.compile(dynamic=False)  # a step takes two thirds of the time
     settings = TrainingSettings(
         steps=options.steps,
         batch=options.batch,

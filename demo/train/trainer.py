@@ -125,7 +125,7 @@ class Trainer:
         groups = [{"params": new, "share": 1.0}]
         groups += [{"params": old, "share": settings.pretrained_share}] if old else []
         self._optimizer = torch.optim.AdamW(
-            groups, lr=0.0, weight_decay=settings.weight_decay, betas=(0.9, 0.95)
+            groups, lr=0.0, weight_decay=settings.weight_decay, betas=(0.9, 0.95), fused=True
         )
         self.state = self._begin({**purpose, **asdict(settings)})
 
