@@ -256,23 +256,14 @@ def test_a_wrong_word_for_the_training_is_told_before_the_collecting(monkeypatch
     assert "--stepps" in capsys.readouterr().err
 
 
-def test_each_training_of_a_size_begins_where_the_one_before_ended(tmp_path, monkeypatch):
+def test_a_larger_policy_begins_with_the_towers_in_git_and_stays_out_of_git(tmp_path, monkeypatch):
     done: list[argparse.Namespace] = []
-
-    def pretend(options: argparse.Namespace) -> None:
-        done.append(options)
-        shutil.copytree(MODEL, options.out)
-        shutil.copy(MODEL.parent / "training.json", options.out.parent)
-
     monkeypatch.setattr(policy, "OUTPUT", tmp_path)
     monkeypatch.setattr(policy, "collect", lambda *_: None)
-    monkeypatch.setattr(policy, "train", pretend)
+    monkeypatch.setattr(policy, "train", done.append)
     monkeypatch.setattr(policy, "assemble", lambda source, model: (source, model))
     monkeypatch.setattr("sys.argv", ["policy", "large", "--seed", "7"])
     assert policy.main() == 0
-    first, second = done
-    assert (first.begin_with, second.begin_with) == (MODEL.parent, first.out.parent)
-    assert len({first.work, second.work, first.out, second.out}) == 4
-    assert (first.pretrained_share, second.pretrained_share) == (0.2, 1.0)
-    assert first.seed == second.seed == 7
-    assert first.samples == second.samples
+    (one,) = done
+    assert (one.begin_with, one.out) == (MODEL.parent, tmp_path / "training_large" / "model")
+    assert (one.language, one.pretrained_share, one.seed) == ("smollm2", 0.4, 7)
