@@ -30,7 +30,7 @@ MODEL = ROOT / "demo_output" / "model_large"
 TRAINING = ROOT / "demo_output" / "training_large" / "training.json"
 FOLDER = "larger"
 OUTLIERS = "outliers.json"
-METHODS = ("ours", "gptq-clip", "rtn", "smoothquant")
+METHODS = ("bf16", "ours", "gptq-clip", "rtn", "smoothquant")
 BUDGETS = (4.0, 3.0)
 
 
